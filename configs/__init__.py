@@ -1,0 +1,1 @@
+"""Experiments, one a file; `common` holds what they share."""

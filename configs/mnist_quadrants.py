@@ -1,0 +1,45 @@
+"""MNIST quadrants with the networks of Sohn, Lee and Yan (2015) as in Pyro's tutorial: a baseline, then the CVAE.
+
+    python train.py --config=configs/mnist_quadrants.py:1 --workdir=runs/q1 --config.data.dir=FOLDER_OF_IDX_FILES
+    python eval.py --workdir=runs/q1 --estimator=elbo,is --num_samples=100,1000
+
+The number is that of observed quadrants: 1, 2 or 3. Without data.dir MNIST comes from TensorFlow Datasets.
+Variant: `:1,smoke` is the same experiment in seconds, on the digits inside scikit-learn.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from cvae_jax.errors import UserError
+
+
+def get_config(variant: str = "1") -> ConfigDict:
+    """The experiment for a variant such as "1" or "2,smoke"."""
+    quadrants, options = common.parse_variant(variant, ["smoke"], "configs/mnist_quadrants.py:1,smoke")
+    config = ConfigDict()
+    config.name = "mnist_quadrants"
+    config.task = "quadrants"
+    config.seed = 0
+    if quadrants not in ("1", "2", "3"):
+        raise UserError(f"variant {quadrants!r}: the number of observed quadrants is 1, 2 or 3")
+    config.quadrants = int(quadrants)
+    config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
+    config.image_shape = (28, 28)
+    config.data = ConfigDict({"source": "mnist", "dir": "", "verify_checksums": True})
+    cosine = {"schedule": "cosine", "learning_rate": 1e-3}
+    config.baseline = common.stage(hidden=(500, 500), epochs=20, patience=3, averaging=0.999, optimizer=cosine)
+    config.cvae = common.stage(
+        hidden=(500, 500),
+        latent=200,
+        epochs=50,
+        patience=3,
+        averaging=0.999,
+        figure_every=5,
+        optimizer=cosine,
+    )
+    if "smoke" in options:
+        config.data.source = "digits"
+        config.image_shape = (8, 8)
+        config.baseline.update(epochs=3, hidden=(32, 32))
+        config.cvae.update(epochs=4, hidden=(32, 32), latent=8, figure_every=2)
+    return config

@@ -1,0 +1,112 @@
+"""Checkpoints by Orbax, each with a manifest of checksums, because Orbax restores flipped bits silently."""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from cvae_jax.errors import UserError
+
+LOGGER = logging.getLogger(__name__)
+
+KEEP = 2  # so that one remains when the newest is damaged
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces the file's content so that a kill at any moment leaves the old or the new one, whole."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of every file below the folder, by its path from there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+class Checkpoints:
+    """The checkpoints of one stage: folders `<directory>/<step>` with manifests `<step>.sha256.json` beside them.
+
+    A save runs in the background, and its manifest is written once Orbax has committed it: a step without one
+    is a save that was cut short, and is passed over. So is, with a warning, a step that differs from its
+    manifest. Neither is touched until training comes to save that step again.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory.absolute()
+        self._checkpointer: ocp.StandardCheckpointer | None = None
+        self._unsigned: int | None = None
+
+    def steps(self) -> list[int]:
+        """Steps with a manifest, newest first."""
+        names = (path.name for path in self.directory.glob("*.sha256.json"))
+        return sorted((int(name.split(".")[0]) for name in names), reverse=True)
+
+    def restore_newest(self, target: Any) -> Any | None:
+        """The newest valid checkpoint in the structure of `target`, or None when none was completed yet.
+
+        Raises:
+          UserError: when every completed checkpoint is damaged.
+        """
+        steps = self.steps()
+        for step in steps:
+            folder = self.directory / str(step)
+            try:
+                intact = json.loads(self._manifest(step).read_text()) == checksums(folder)
+            except ValueError:  # the manifest itself is damaged
+                intact = False
+            if intact:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    return checkpointer.restore(folder, target)
+            LOGGER.warning("checkpoint %s is damaged: its checksums differ; looking for an older one", folder)
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged; put back a copy of that folder, or remove it "
+                "to train this stage anew"
+            )
+        return None
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts to save, and returns once `state` may change."""
+        if self._checkpointer is None:
+            self._checkpointer = ocp.StandardCheckpointer()
+            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover)
+        self._finish()
+        folder = self.directory / str(step)
+        if folder.exists():  # cut short, or damaged: passed over when restoring
+            shutil.rmtree(folder)
+            self._manifest(step).unlink(missing_ok=True)
+        self._checkpointer.save(folder, state)
+        self._unsigned = step
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        if self._checkpointer is not None:
+            self._finish()
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def _finish(self) -> None:
+        """Waits for the save under way, signs it, and only then removes what is older than the last KEEP."""
+        self._checkpointer.wait_until_finished()
+        if self._unsigned is None:
+            return
+        manifest = json.dumps(checksums(self.directory / str(self._unsigned)), indent=1)
+        write_atomically(self._manifest(self._unsigned), manifest)
+        for step in [step for step in self.steps() if step <= self._unsigned][KEEP:]:
+            self._manifest(step).unlink()
+            shutil.rmtree(self.directory / str(step))
+        self._unsigned = None
+
+    def _manifest(self, step: int) -> pathlib.Path:
+        return self.directory / f"{step}.sha256.json"

@@ -1,0 +1,38 @@
+"""Sources of raw arrays: where they come from and how they are checked."""
+
+from typing import Any
+
+import numpy as np
+
+from cvae_jax.data import digits, mnist
+from cvae_jax.errors import UserError
+
+# split -> name -> array whose first axis counts examples
+Splits = dict[str, dict[str, np.ndarray]]
+
+SPLITS = ("train", "valid", "test")
+SOURCES = {"digits": digits.load, "mnist": mnist.load}
+
+
+def load(settings: Any, raw: dict[str, Any]) -> Splits:
+    """The arrays of the source that the config names, checked against what the task reads.
+
+    Args:
+      settings: the config's section `data`: source, dir, and what the source needs.
+      raw: name -> jax.ShapeDtypeStruct of one example, from the task.
+
+    Raises:
+      UserError: for an unknown source, missing or damaged files, or arrays of another shape.
+    """
+    if settings.source not in SOURCES:
+        raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(SOURCES)}")
+    splits = SOURCES[settings.source](settings)
+    for split, arrays in splits.items():
+        for name, wanted in raw.items():
+            found = arrays[name]
+            if found.shape[1:] != wanted.shape or found.dtype != wanted.dtype:
+                raise UserError(
+                    f"{settings.source}, split {split}: {name} is {found.dtype}{list(found.shape[1:])} an example, "
+                    f"the config expects {wanted.dtype}{list(wanted.shape)}; set image_shape to match the data"
+                )
+    return splits

@@ -1,0 +1,116 @@
+"""Distributions as named tuples of arrays, and the one place where a z is drawn.
+
+Every distribution has `mean`, `sample(keys)` with one key per example, and element-wise `log_prob` in nats.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cvae_jax.model import Proposal
+
+
+class Normal(NamedTuple):
+    """Independent Gaussians, mean and standard deviation of the same shape [batch, ...]."""
+
+    mean: Array
+    scale: Array
+
+    def sample(self, keys: Array) -> Array:
+        """One sample for every example, reparameterised: mean + scale * noise. `keys` is [batch]."""
+        shape, dtype = self.mean.shape[1:], self.mean.dtype
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+        return self.mean + self.scale * noise
+
+    def log_prob(self, value: Array) -> Array:
+        """Log density of every element, nats."""
+        standardised = (value - self.mean) / self.scale
+        return -0.5 * standardised**2 - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+
+    def kl(self, other: "Normal") -> Array:
+        """KL(self || other) of every element, nats, exact."""
+        ratio = self.scale / other.scale
+        distance = (self.mean - other.mean) / other.scale
+        return 0.5 * (ratio**2 + distance**2 - 1) - jnp.log(ratio)
+
+
+class Bernoulli(NamedTuple):
+    """Independent Bernoulli variables given by their logits [batch, ...]."""
+
+    logits: Array
+
+    @property
+    def mean(self) -> Array:
+        """Probability of a 1."""
+        return jax.nn.sigmoid(self.logits)
+
+    def sample(self, keys: Array) -> Array:
+        """One sample of zeros and ones for every example. `keys` is [batch]."""
+        dtype = self.logits.dtype
+        return jax.vmap(jax.random.bernoulli)(keys, self.mean).astype(dtype)
+
+    def log_prob(self, value: Array) -> Array:
+        """y log p + (1 - y) log(1 - p) of every element, nats.
+
+        A value strictly between 0 and 1 gives the cross-entropy with that probability, which is how grey
+        images are scored in the literature; it is not a density over grey values.
+        """
+        return value * self.logits - jax.nn.softplus(self.logits)
+
+
+MAX_LOG_SCALE = 7.0  # standard deviations within [e^-7, e^7], so no KL can overflow float32
+
+
+def bounded_normal(mean: Array, log_scale: Array) -> Normal:
+    """A Normal from a network's outputs, its log standard deviation bounded smoothly to ±MAX_LOG_SCALE."""
+    return Normal(mean, jnp.exp(MAX_LOG_SCALE * jnp.tanh(log_scale / MAX_LOG_SCALE)))
+
+
+def sum_per_example(elements: Array) -> Array:
+    """Sums all axes but the first: [batch, ...] -> [batch]."""
+    return elements.sum(tuple(range(1, elements.ndim)))
+
+
+class Latent(NamedTuple):
+    """A stochastic unit's value [batch, units] with its densities [batch] and KL(q || p) [batch, units]."""
+
+    z: Array
+    log_p_z: Array
+    log_q_z: Array
+    kl: Array
+
+
+def draw_latent(
+    prior: Normal, posterior: Normal | None, keys: Array, proposal: Proposal, z: Array | None = None
+) -> Latent:
+    """Draws, or takes, the z of one stochastic unit and scores it under prior and posterior.
+
+    Args:
+      prior: p(z|x), [batch, units].
+      posterior: q(z|x,y), or None where y is not known.
+      keys: random keys [batch]; unused by "prior_mean" and "given".
+      proposal: where z comes from.
+      z: [batch, units], when the proposal is "given".
+
+    Raises:
+      ValueError: for "recognition" without a posterior, "given" without z, or an unknown proposal.
+    """
+    if proposal == "recognition":
+        if posterior is None:
+            raise ValueError("a draw from the recognition network needs y, and a model that has such a network")
+        z = posterior.sample(keys)
+    elif proposal == "prior":
+        z = prior.sample(keys)
+    elif proposal == "prior_mean":
+        z = prior.mean
+    elif proposal != "given":
+        raise ValueError(f"unknown proposal {proposal!r}; it is recognition, prior, prior_mean or given")
+    if z is None:
+        raise ValueError('the proposal "given" needs the z to score')
+    log_p_z = sum_per_example(prior.log_prob(z))
+    if posterior is None:
+        return Latent(z, log_p_z, jnp.full_like(log_p_z, jnp.nan), jnp.full_like(z, jnp.nan))
+    return Latent(z, log_p_z, sum_per_example(posterior.log_prob(z)), posterior.kl(prior))

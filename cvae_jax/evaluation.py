@@ -1,0 +1,237 @@
+"""Measures trained experiments on a split and lays the results out as a table."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from cvae_jax import data, experiment, inference, keys
+from cvae_jax.checkpoints import write_atomically
+from cvae_jax.errors import UserError
+from cvae_jax.estimators import ESTIMATORS, Estimate, mean_over_examples, paired_difference
+from cvae_jax.experiment import Experiment
+from cvae_jax.model import Stage
+
+EXAMPLES_PER_BATCH = 100
+
+
+class Result(NamedTuple):
+    """One cell of the table: log p(y|x) of one model by one estimator on one split."""
+
+    workdir: str
+    column: str
+    model: str  # "mnist_quadrants cvae"
+    estimator: str  # "exact" for a model without latent variables
+    num_samples: int
+    estimate: Estimate
+
+
+def measure(
+    trained: Experiment,
+    stage: Stage,
+    arrays: dict[str, np.ndarray],
+    estimators: Sequence[str],
+    num_samples: Sequence[int],
+    seed: int,
+) -> dict[tuple[str, int], Estimate]:
+    """Estimates log p(y|x) of every example in `arrays`.
+
+    The fewer samples of a list are the first of the more. Binarised targets and samples depend on (seed, index
+    of the example, number of the sample) alone, so every model is measured on the same y, and results depend
+    neither on the size of a batch nor on the number of devices.
+
+    Returns:
+      (estimator, number of samples) -> Estimate; ("exact", 1) for a model without latent variables.
+    """
+    task = trained.task
+    model, variables = trained.model(stage.name)
+    count = len(arrays["image"])
+    found: dict[tuple[str, int], list[Estimate]] = {}
+    for start in range(0, count, EXAMPLES_PER_BATCH):
+        # The last batch is filled up with its last example, so that every batch has one shape.
+        rows = np.minimum(np.arange(start, start + min(count, EXAMPLES_PER_BATCH)), count - 1)
+        valid = min(count - start, EXAMPLES_PER_BATCH)
+        raw = {name: jnp.asarray(arrays[name][rows]) for name in task.raw}
+        index = jnp.asarray(rows, jnp.int32)
+        targets = keys.per_example(keys.stream(seed, "targets"), index)
+        batch = task.batch(raw, index, (jnp.arange(len(index)) < valid).astype(jnp.float32), targets, False)
+        if inference.has_latents(model, variables, batch):
+            wanted = {name: ESTIMATORS[name] for name in estimators}
+            counts = num_samples
+        else:
+            wanted, counts = {"exact": ESTIMATORS["elbo"]}, [1]
+        for name, estimator in wanted.items():
+            key = keys.stream(seed, name)
+            values = inference.scores(model, variables, batch, estimator, max(counts), key)[:, :valid]
+            for size in counts:
+                estimate = estimator.summarise(values[:size])
+                if name == "exact":
+                    estimate = estimate._replace(error=np.zeros(valid))
+                found.setdefault((name, size), []).append(estimate)
+    return {
+        cell: Estimate(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+        for cell, batches in found.items()
+    }
+
+
+def evaluate(
+    workdirs: Sequence[str],
+    estimators: Sequence[str] = ("elbo", "is"),
+    num_samples: Sequence[int | str] = (100,),
+    split: str = "test",
+    num_examples: int = 0,
+    seed: int = 0,
+    data_dir: str | None = None,
+    output: str | None = None,
+) -> str:
+    """Measures the experiments in `workdirs` and writes results.json, results.md and a figure for each.
+
+    Args:
+      workdirs: folders of trained experiments; their tasks give the columns of the table.
+      estimators: keys of `estimators.ESTIMATORS`.
+      num_samples: samples for every example; several give a row each.
+      split: "train", "valid" or "test".
+      num_examples: the first so many of the split; 0: all.
+      seed: of the evaluation's random numbers, nothing to do with that of training.
+      data_dir: overrides the config's data.dir.
+      output: folder for what is written; default `<first workdir>/eval`.
+
+    Returns:
+      The table, in Markdown.
+
+    Raises:
+      UserError: for unknown estimators, counts below one, or workdirs and data that cannot be read.
+    """
+    counts = _counts(num_samples)
+    for name in estimators:
+        if name not in ESTIMATORS:
+            raise UserError(f"estimator={name!r} is not known; choose from {', '.join(ESTIMATORS)}")
+    if num_examples < 0:
+        raise UserError(f"num_examples={num_examples} must not be negative")
+    folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / "eval").expanduser()
+    results: list[Result] = []
+    protocols = {}
+    for workdir in workdirs:
+        trained = experiment.load(workdir)
+        if data_dir is not None:
+            trained.config.data.dir = data_dir
+        arrays = data.load(trained.config.data, trained.task.raw)[split]
+        if num_examples:
+            arrays = {name: array[:num_examples] for name, array in arrays.items()}
+        name = pathlib.Path(workdir).name
+        protocols[name] = f"{trained.task.protocol}, {trained.config.data.source} {split}"
+        for stage in trained.stages:
+            cells = measure(trained, stage, arrays, estimators, counts, seed)
+            for (estimator, size), estimate in cells.items():
+                model = f"{trained.config.name} {stage.name}"
+                results.append(Result(name, trained.task.column, model, estimator, size, estimate))
+        title = f"{trained.config.name}, {trained.task.column}: {split} split"
+        experiment.draw_samples(trained, arrays, folder / f"samples_{name}.png", title)
+    text = table(results, protocols)
+    write_atomically(folder / "results.md", text)
+    write_atomically(folder / "results.json", json.dumps([summary(one, results) for one in results], indent=1))
+    return text
+
+
+def _counts(num_samples: Sequence[int | str]) -> list[int]:
+    counts = []
+    for count in num_samples:
+        if not str(count).isdigit() or int(count) < 1:
+            raise UserError(f"num_samples={count} must be a whole number of at least 1")
+        counts.append(int(count))
+    return counts
+
+
+def references(results: Sequence[Result]) -> dict[str, Result]:
+    """Each column's first result, which the others are compared with: the baseline of the first workdir."""
+    first: dict[str, Result] = {}
+    for result in results:
+        first.setdefault(result.column, result)
+    return first
+
+
+def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """A result as numbers: negative log-likelihood in nats per example, its errors, and what it gains."""
+    mean = mean_over_examples(result.estimate)
+    reference = references(results)[result.column]
+    gain = paired_difference(result.estimate, reference.estimate)
+    return {
+        **{name: getattr(result, name) for name in ("workdir", "column", "model", "estimator", "num_samples")},
+        "num_examples": len(result.estimate.value),
+        "negative_log_likelihood": -mean.value,
+        "monte_carlo_error": mean.error,
+        "standard_error": mean.standard_error,
+        "effective_samples_median": float(np.median(result.estimate.ess)),
+        "effective_samples_min": float(result.estimate.ess.min()),
+        "reference": f"{reference.model}, {reference.estimator}",
+        "gain": gain.value,
+        "gain_standard_error": gain.standard_error,
+        "gain_monte_carlo_error": gain.error,
+    }
+
+
+def table(results: Sequence[Result], protocols: dict[str, str]) -> str:
+    """Rows of models and estimators, columns of tasks, in Markdown."""
+    columns = sorted({result.column for result in results})
+    rows = list(dict.fromkeys((one.model, one.estimator, one.num_samples) for one in results))
+    cells = {(one.model, one.estimator, one.num_samples, one.column): one for one in results}
+    if len(cells) < len(results):
+        raise UserError("two workdirs hold the same config and column; evaluate them one at a time")
+    lines = [["model", "estimator", "samples", *columns]]
+    gains = []
+    for row in rows:
+        line, gain_line, gained = (
+            [*row[:2], f"{row[2]:,}"],
+            [f"gain of {row[0]}", *row[1:2], f"{row[2]:,}"],
+            False,
+        )
+        for column in columns:
+            result = cells.get((*row, column))
+            line.append("" if result is None else _cell(result))
+            reference = references(results)[column]
+            if result is None or result is reference:
+                gain_line.append("")
+                continue
+            gain = paired_difference(result.estimate, reference.estimate)
+            gain_line.append(f"{gain.value:.2f} ± {gain.standard_error:.2f}" + _error(gain.error))
+            gained = True
+        lines.append(line)
+        if gained:
+            gains.append(gain_line)
+    first = next(iter(references(results).values()))
+    counts = sorted({len(result.estimate.value) for result in results})
+    notes = [
+        f"Negative log p(y|x) in nats per example, lower is better; {'; '.join(sorted(set(protocols.values())))}, "
+        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
+        "± is the standard error over examples, MC the Monte Carlo error of the mean, ESS the median effective "
+        "sample size: where it is a few, neither the figure nor its MC error can be believed.",
+        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
+        "way, less so with more samples.",
+        f"A gain is over {first.model}, paired by example.",
+    ]
+    return "\n".join([*_markdown([*lines, *gains]), "", *notes]) + "\n"
+
+
+def _cell(result: Result) -> str:
+    mean = mean_over_examples(result.estimate)
+    text = f"{-mean.value:.2f} ± {mean.standard_error:.2f}"
+    if result.estimator in ("mc", "is"):
+        return text + _error(mean.error) + f", ESS {np.median(result.estimate.ess):.0f}"
+    return text + _error(mean.error)
+
+
+def _error(error: float) -> str:
+    return "" if error == 0 or math.isnan(error) else f", MC {error:.2g}"
+
+
+def _markdown(lines: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table whose cells are padded, so that it reads in a terminal too."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]

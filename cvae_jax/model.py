@@ -1,0 +1,98 @@
+"""The contract between the models and everything that is written once for all of them.
+
+A conditional deep generative model p(y|x) = ∫ p(y|x,z) p(z|x) dz is two pure functions: `encode`, all that
+does not depend on z, and `draw`, one z for every example with its densities. Objectives, estimators,
+inference, training and evaluation see nothing else of a model.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from jax import Array
+
+PyTree = Any
+Variables = dict[str, PyTree]
+
+# Where z comes from: q(z|x,y), p(z|x), the mean of p(z|x), or the caller, who wants it scored.
+Proposal = Literal["recognition", "prior", "prior_mean", "given"]
+
+
+class Batch(NamedTuple):
+    """Examples as a model sees them; leaves begin with a batch axis."""
+
+    x: PyTree  # all that is known when predicting
+    y: PyTree  # one leaf per head of the likelihood; None when predicting
+    weight: PyTree  # like y: multiplies the element-wise log p(y|x,z), so 0 masks an output
+    index: Array  # [batch] int32, position in the split, from which evaluation keys are folded
+    valid: Array  # [batch] float32, 0 for rows that only fill up the last batch
+
+
+class Draw(NamedTuple):
+    """One z for every example. Densities are in nats, [batch, *factors]."""
+
+    z: PyTree  # leaves [batch, ...]; () for a model without latent variables
+    log_p_y: Any  # Array, log p(y|x,z); None without y
+    log_p_z: Array  # log p(z|x)
+    log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without a recognition network or y
+    kl: PyTree  # KL(q || p), one entry per latent unit, [batch, units]; () without latent variables
+    p_y: PyTree  # the likelihood p(y|x,z), one distribution a head: mean, sample(keys), log_prob(y)
+
+
+class Train(NamedTuple):
+    """What only training knows; a model is given None instead when it is evaluated."""
+
+    keys: Array  # [batch] random keys, for dropout and the like
+    step: Array  # int32, the number of steps taken
+
+
+class Encode(Protocol):
+    """All that does not depend on z, computed once however many z follow."""
+
+    def __call__(self, variables: Variables, batch: Batch, train: Train | None = None) -> PyTree: ...  # noqa: D102
+
+
+class DrawFn(Protocol):
+    """One z for every example: `keys` is [batch], and `z` is handed in when the proposal is "given"."""
+
+    def __call__(  # noqa: D102
+        self,
+        variables: Variables,
+        encoding: PyTree,
+        keys: Array,
+        proposal: Proposal,
+        z: PyTree = None,
+        train: Train | None = None,
+    ) -> Draw: ...
+
+
+class Model(NamedTuple):
+    """A conditional generative model as pure functions.
+
+    `variables` hold "params", and under "frozen" the variables of earlier stages by their name.
+    """
+
+    init: Callable[[Array, Batch], Variables]
+    encode: Encode
+    draw: DrawFn
+
+
+class Stage(NamedTuple):
+    """One training run; later stages see its best weights, frozen."""
+
+    name: str
+    model: Model
+    objective: Callable[..., tuple[Array, dict[str, Array]]]  # see objectives.py
+    settings: Any  # epochs, patience, batch_size, averaging, optimizer: see configs/
+
+
+class Task(NamedTuple):
+    """A system: how raw arrays become batches, its models, and how it is shown."""
+
+    column: str  # heading of its column in a table of results: "1 quadrant"
+    protocol: str  # what y is, named beside every likelihood: "grey targets"
+    raw: dict[str, Any]  # name -> jax.ShapeDtypeStruct of one raw example
+    batch: Callable[[dict[str, Array], Array, Array, Array, bool], Batch]  # raw, index, valid, keys, train
+    observe: Callable[..., Batch]  # a user's own x, and y or None
+    stages: tuple[Stage, ...]
+    panels: Callable[..., dict[str, np.ndarray]]  # (batch, stage name -> [samples, batch, ...]) -> title -> images

@@ -1,0 +1,1 @@
+"""Flax building blocks that know nothing of tasks."""

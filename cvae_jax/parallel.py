@@ -1,0 +1,28 @@
+"""One mesh over every device there is: batches are spread over it, everything else is on all of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def make_mesh() -> Mesh:
+    """All devices in one axis, "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def spread(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+    """Inside jit: asks that the given axis of every leaf lie in equal parts on the devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
+
+
+def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
+    """`jax.jit` whose results lie whole on every device."""
+    return jax.jit(function, out_shardings=replicated(mesh), **options)

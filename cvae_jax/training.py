@@ -1,0 +1,313 @@
+"""The one training loop: one step is written out, the rest are maps around it.
+
+All that the next step depends on is in `State`, and all of `State` is in the checkpoint. Keys and data order
+are functions of (seed, step) and (seed, epoch), so a run that was killed and started again is the run that
+was never interrupted, bit for bit.
+"""
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from cvae_jax import keys, parallel, schedules
+from cvae_jax.checkpoints import Checkpoints
+from cvae_jax.data import Splits
+from cvae_jax.errors import DivergenceError, UserError
+from cvae_jax.metrics import Log
+from cvae_jax.model import Batch, Proposal, PyTree, Stage, Task, Train, Variables
+
+LOGGER = logging.getLogger(__name__)
+
+
+class State(NamedTuple):
+    """All that the next step depends on."""
+
+    seed: Array  # int32
+    step: Array  # int32, steps taken
+    variables: Variables
+    opt_state: PyTree
+    averaged: Variables  # exponential moving average of the variables
+    best: Variables  # `averaged` at the epoch with the lowest validation loss: what the stage hands on
+    best_loss: Array
+    bad_epochs: Array  # int32, epochs since then
+
+
+class Functions(NamedTuple):
+    """A stage's parts, jitted over the same mesh."""
+
+    train_steps: Any  # (state, frozen, data, indices [steps, batch]) -> state, terms [steps]
+    close_epoch: Any  # (state, frozen, data) -> state, terms
+
+
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order in which an epoch visits the examples, int32 [num_examples]."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    return generator.permutation(num_examples).astype(np.int32)
+
+
+def steps_per_epoch(stage: Stage, num_examples: int) -> int:
+    """Whole batches in an epoch; the rest of the examples stand in other epochs' batches.
+
+    Raises:
+      UserError: when there is not even one.
+    """
+    batch_size = stage.settings.batch_size
+    if not 0 < batch_size <= num_examples:
+        raise UserError(f"{stage.name}.batch_size={batch_size} must be between 1 and the {num_examples} examples")
+    if batch_size % jax.device_count():
+        raise UserError(
+            f"{stage.name}.batch_size={batch_size} does not divide over {jax.device_count()} devices; "
+            f"take a multiple of {jax.device_count()}"
+        )
+    return num_examples // batch_size
+
+
+def make_optimizer(stage: Stage, num_train: int) -> optax.GradientTransformation:
+    """The stage's optimiser for a run over `num_train` examples."""
+    return schedules.optimizer(stage.settings.optimizer, stage.settings.epochs * steps_per_epoch(stage, num_train))
+
+
+def init_state(stage: Stage, task: Task, optimizer: optax.GradientTransformation, seed: Array) -> State:
+    """The state before the first step."""
+    raw = {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in task.raw.items()}
+    index = jnp.zeros(1, jnp.int32)
+    example = task.batch(raw, index, jnp.ones(1), keys.per_example(keys.stream(seed, "init"), index), True)
+    variables = stage.model.init(keys.stream(seed, f"init/{stage.name}"), example)
+    zero = jnp.zeros((), jnp.int32)
+    opt_state = optimizer.init(variables["params"])
+    return State(seed, zero, variables, opt_state, variables, variables, jnp.array(jnp.inf), zero)
+
+
+def abstract_state(stage: Stage, task: Task, mesh: Mesh) -> State:
+    """Shapes, dtypes and placement of a stage's State, for restoring one."""
+    optimizer = schedules.optimizer(stage.settings.optimizer, stage.settings.optimizer.warmup_steps + 1)
+    seed = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.eval_shape(lambda seed: init_state(stage, task, optimizer, seed), seed)
+    place = parallel.replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+
+def loss_fn(
+    stage: Stage, variables: Variables, batch: Batch, draw_keys: Array, train: Train | None
+) -> tuple[Array, dict[str, Array]]:
+    """The loss, nats, and the objective's terms: sums over the valid examples of the batch, divided by their number."""
+    encoding = stage.model.encode(variables, batch, train)
+    samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
+
+    def draw(proposal: Proposal) -> Any:
+        return jax.vmap(lambda k: stage.model.draw(variables, encoding, k, proposal, train=train))(samples)
+
+    objective, terms = stage.objective(draw)
+    total = jnp.maximum(batch.valid.sum(), 1)
+    means = {name: (batch.valid * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
+    return means["loss"], means
+
+
+def make_functions(stage: Stage, task: Task, mesh: Mesh, num_train: int, num_valid: int) -> Functions:
+    """The stage's functions of State, jitted over the mesh."""
+    settings = stage.settings
+    batch_size = settings.batch_size
+    optimizer = make_optimizer(stage, num_train)
+
+    def take(data: dict[str, Array], index: Array, valid: Array, key: Array, train: bool) -> Batch:
+        raw = parallel.spread(mesh, {name: array[index] for name, array in data.items()})
+        return task.batch(raw, index, valid, keys.per_example(key, index), train)
+
+    def step(state: State, frozen: Variables, data: dict[str, Array], index: Array) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(keys.stream(state.seed, f"train/{stage.name}"), state.step)
+        data_key, draw_key, train_key = jax.random.split(key, 3)
+        batch = take(data, index, jnp.ones(batch_size), data_key, True)
+        draw_keys = keys.per_example(draw_key, index)
+        train = Train(keys.per_example(train_key, index), state.step)
+
+        def loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
+            return loss_fn(stage, {**state.variables, "params": params, "frozen": frozen}, batch, draw_keys, train)
+
+        grads, terms = jax.grad(loss, has_aux=True)(state.variables["params"])
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])
+        variables = {**state.variables, "params": optax.apply_updates(state.variables["params"], updates)}
+        # Young averages forget faster, so that they are not biased towards the initial weights.
+        decay = jnp.minimum(settings.averaging, (1 + state.step) / (10 + state.step))
+        averaged = optax.incremental_update(variables, state.averaged, 1 - decay)
+        terms["gradient_norm"] = optax.tree.norm(grads)
+        after = state._replace(step=state.step + 1, variables=variables, opt_state=opt_state, averaged=averaged)
+        return after, terms
+
+    def train_steps(state, frozen, data, indices):
+        return jax.lax.scan(lambda state, index: step(state, frozen, data, index), state, indices)
+
+    num_batches = -(-num_valid // batch_size)
+    positions = jnp.arange(num_batches * batch_size, dtype=jnp.int32).reshape(num_batches, batch_size)
+
+    def close_epoch(state, frozen, data):
+        """Validates the averaged weights, keeps them when they are the best so far, and counts patience."""
+        data_key, draw_key = jax.random.split(keys.stream(state.seed, "valid"))  # the same noise each epoch
+        variables = {**state.averaged, "frozen": frozen}
+
+        def one(index):
+            valid = (index < num_valid).astype(jnp.float32)
+            index = jnp.minimum(index, num_valid - 1)
+            batch = take(data, index, valid, data_key, False)
+            _, means = loss_fn(stage, variables, batch, keys.per_example(draw_key, index), None)
+            return jax.tree.map(lambda mean: mean * valid.sum(), means)
+
+        sums = jax.lax.map(one, positions)
+        terms = jax.tree.map(lambda sums: sums.sum() / num_valid, sums)
+        better = terms["loss"] < state.best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.averaged, state.best)
+        bad_epochs = jnp.where(better, 0, state.bad_epochs + 1)
+        best_loss = jnp.where(better, terms["loss"], state.best_loss)
+        return state._replace(best=best, best_loss=best_loss, bad_epochs=bad_epochs), terms
+
+    return Functions(
+        parallel.jit(train_steps, mesh, donate_argnums=0),
+        parallel.jit(close_epoch, mesh, donate_argnums=0),
+    )
+
+
+def finished(settings: Any, epochs: int, bad_epochs: int) -> bool:
+    """Whether all epochs are done, or the validation loss has not improved for `patience` epochs (0: never stop)."""
+    return epochs >= settings.epochs or 0 < settings.patience <= bad_epochs
+
+
+def fit(
+    stage: Stage,
+    frozen: Variables,
+    task: Task,
+    splits: Splits,
+    seed: int,
+    workdir: pathlib.Path,
+    after_epoch: Callable[[int, State], None],
+) -> State:
+    """Trains a stage from its newest checkpoint, or from the start, until it is finished.
+
+    Args:
+      stage: the model, its objective and its settings.
+      frozen: best variables of earlier stages by name.
+      task: makes batches of the raw arrays.
+      splits: raw arrays; "train" and "valid" are read.
+      seed: of every random number.
+      workdir: receives checkpoints/<stage>/, metrics.jsonl and tensorboard/<stage>/.
+      after_epoch: called with the number of epochs done and the state, before the checkpoint.
+
+    Raises:
+      DivergenceError: when a term of the loss is not finite; names it, the step and the last checkpoint.
+    """
+    settings = stage.settings
+    mesh = parallel.make_mesh()
+    place = parallel.replicated(mesh)
+    num_train, num_valid = len(splits["train"]["image"]), len(splits["valid"]["image"])
+    per_epoch = steps_per_epoch(stage, num_train)
+    functions = make_functions(stage, task, mesh, num_train, num_valid)
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
+
+    state = checkpoints.restore_newest(abstract_state(stage, task, mesh))
+    if state is None:
+        optimizer = make_optimizer(stage, num_train)
+        init = parallel.jit(lambda seed: init_state(stage, task, optimizer, seed), mesh)
+        state = init(jax.device_put(np.int32(seed), place))
+    step = int(state.step)
+    if step:
+        LOGGER.info("%s: going on from step %d", stage.name, step)
+    if finished(settings, step // per_epoch, int(state.bad_epochs)):
+        return state
+    log = Log(workdir, stage.name, step)
+
+    train_data, valid_data, frozen = jax.device_put(
+        (
+            {name: splits["train"][name] for name in task.raw},
+            {name: splits["valid"][name] for name in task.raw},
+            frozen,
+        ),
+        place,
+    )
+    calls = np.array_split(np.arange(per_epoch), max(1, round(per_epoch / settings.steps_per_call)))
+    began = time.perf_counter()
+    train_steps = {}
+    for length in {len(call) for call in calls}:
+        indices = jax.ShapeDtypeStruct((length, settings.batch_size), jnp.int32, sharding=place)
+        train_steps[length] = functions.train_steps.lower(state, frozen, train_data, indices).compile()
+    close_epoch = functions.close_epoch.lower(state, frozen, valid_data).compile()
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    LOGGER.info(
+        "%s: %s parameters on %d %s device(s), compiled in %.1f s",
+        stage.name, f"{num_params:,}", mesh.size, jax.default_backend(), time.perf_counter() - began,
+    )  # fmt: skip
+
+    def check(first_step: int, terms: dict[str, np.ndarray]) -> None:
+        """Raises for the first step at which a term is not finite."""
+        bad = np.stack([~np.isfinite(values) for values in terms.values()])
+        if bad.any():
+            offset = int(bad.any(0).argmax())
+            names = ", ".join(name for name, at in zip(terms, bad[:, offset], strict=True) if at)
+            saved = checkpoints.steps()
+            last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
+            raise DivergenceError(
+                f"{stage.name}: {names} not finite at step {first_step + offset}; {last}. Lower "
+                f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm"
+            )
+
+    progress = tqdm(
+        total=settings.epochs * per_epoch * settings.batch_size,
+        initial=step * settings.batch_size,
+        unit="ex",
+        unit_scale=True,
+        desc=stage.name,
+        disable=None,  # shown on a terminal only
+    )
+    try:
+        while not finished(settings, step // per_epoch, int(state.bad_epochs)):
+            epoch, began = step // per_epoch, time.perf_counter()
+            order = epoch_order(seed, epoch, num_train)[: per_epoch * settings.batch_size]
+            order = order.reshape(per_epoch, settings.batch_size)
+            rows: list[dict[str, np.ndarray]] = []
+            waiting = None
+            for call in calls:
+                indices = jax.device_put(order[call], place)
+                state, terms = train_steps[len(call)](state, frozen, train_data, indices)
+                if waiting is not None:  # the terms of the call before, while this one runs
+                    rows.append(jax.device_get(waiting))
+                    check(step - len(rows[-1]["loss"]), rows[-1])
+                    progress.set_postfix({name: f"{values[-1]:.2f}" for name, values in rows[-1].items()})
+                waiting = terms
+                step += len(call)
+                progress.update(len(call) * settings.batch_size)
+            rows.append(jax.device_get(waiting))
+            check(step - len(rows[-1]["loss"]), rows[-1])
+            rate = per_epoch * settings.batch_size / (time.perf_counter() - began)
+            state, valid = close_epoch(state, frozen, valid_data)
+            valid = jax.device_get(valid)
+            check(step, {f"validation {name}": np.asarray([value]) for name, value in valid.items()})
+
+            epoch += 1
+            values: dict[str, float] = {"epoch": epoch}
+            for name in rows[0]:
+                values[f"train/{name}"] = float(np.concatenate([row[name] for row in rows]).mean())
+            values |= {f"valid/{name}": float(value) for name, value in valid.items()}
+            values["best_loss"] = float(state.best_loss)
+            log.write(step, values, {"examples_per_second": rate})
+            left = (settings.epochs - epoch) * (time.perf_counter() - began)
+            progress.write(
+                f"{stage.name} epoch {epoch}/{settings.epochs}: train loss {values['train/loss']:.3f}, "
+                f"valid loss {values['valid/loss']:.3f} (best {values['best_loss']:.3f}), "
+                + ", ".join(f"{name} {value:.3f}" for name, value in valid.items() if name != "loss")
+                + f"; {rate:,.0f} examples/s, at most {left / 60:.1f} min left"
+            )
+            after_epoch(epoch, state)
+            if epoch % settings.checkpoint_every == 0 or finished(settings, epoch, int(state.bad_epochs)):
+                checkpoints.save(step, state)
+    finally:
+        progress.close()
+        log.close()
+        checkpoints.close()
+    return state
