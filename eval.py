@@ -5,8 +5,7 @@ python eval.py --workdir=runs/q1 [--workdir=runs/q2 ...] [--estimator=elbo,mc,is
 
 from absl import flags
 
-from cvae_jax import evaluation
-from cvae_jax.errors import run_command_line
+from cvae_jax import command_line, evaluation
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; repeat the flag to compare runs.", required=True
@@ -20,7 +19,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not
 OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, results.md and figures; default WORKDIR/eval.")
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures."""
     print(
         evaluation.evaluate(
@@ -37,4 +36,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run(main)

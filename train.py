@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cvae_jax
-from cvae_jax.errors import run_command_line
+from cvae_jax import command_line
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with its variant after a colon.", lock_config=True
@@ -16,10 +16,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder that receives checkpoints
 flags.mark_flag_as_required("config")
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Trains."""
     cvae_jax.train(CONFIG.value, WORKDIR.value)
 
 
 if __name__ == "__main__":
-    run_command_line(main)
+    command_line.run(main)

@@ -43,7 +43,7 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path):
         self.directory = directory.absolute()
-        self._checkpointer: ocp.StandardCheckpointer | None = None
+        self._checkpointer: Any = None  # an ocp.StandardCheckpointer once something is saved
         self._unsigned: int | None = None
 
     def steps(self) -> list[int]:

@@ -73,15 +73,16 @@ def train(config: ConfigDict, workdir: str) -> None:
     for stage in task.stages:
 
         def after_epoch(epoch: int, state: training.State, stage: Stage = stage, frozen: Variables = frozen) -> None:
-            figures.training_curves(metrics.read(path), path / "figures" / "training.png")
             every = stage.settings.figure_every
             if every and (epoch % every == 0 or epoch == 1):
+                figures.training_curves(metrics.read(path), path / "figures" / "training.png")
                 learned = Experiment(config, task, {**frozen, stage.name: state.averaged})
                 frame = path / "figures" / stage.name / f"epoch_{epoch:04d}.png"
                 draw_samples(learned, splits["valid"], frame, f"{stage.name}, epoch {epoch}")
 
         state = training.fit(stage, frozen, task, splits, config.seed, path, after_epoch)
         frozen = {**frozen, stage.name: jax.device_get(state.best)}
+        figures.training_curves(metrics.read(path), path / "figures" / "training.png")
         frames = sorted((path / "figures" / stage.name).glob("epoch_*.png"))
         if frames:
             figures.animate(frames, path / "figures" / f"{stage.name}.gif")

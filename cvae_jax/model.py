@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     x: PyTree  # all that is known when predicting
     y: PyTree  # one leaf per head of the likelihood; None when predicting
     weight: PyTree  # like y: multiplies the element-wise log p(y|x,z), so 0 masks an output
-    index: Array  # [batch] int32, position in the split, from which evaluation keys are folded
+    index: Array  # type: ignore[assignment]  # shadows tuple.index; [batch] int32, position in the split, from which evaluation keys are folded
     valid: Array  # [batch] float32, 0 for rows that only fill up the last batch
 
 

@@ -6,6 +6,7 @@ was never interrupted, bit for bit.
 """
 
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from cvae_jax.metrics import Log
 from cvae_jax.model import Batch, Proposal, PyTree, Stage, Task, Train, Variables
 
 LOGGER = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 2.0  # of progress: short epochs do not tell each of theirs
 
 
 class State(NamedTuple):
@@ -265,6 +268,7 @@ def fit(
         desc=stage.name,
         disable=None,  # shown on a terminal only
     )
+    told = -math.inf
     try:
         while not finished(settings, step // per_epoch, int(state.bad_epochs)):
             epoch, began = step // per_epoch, time.perf_counter()
@@ -297,14 +301,17 @@ def fit(
             values["best_loss"] = float(state.best_loss)
             log.write(step, values, {"examples_per_second": rate})
             left = (settings.epochs - epoch) * (time.perf_counter() - began)
-            progress.write(
-                f"{stage.name} epoch {epoch}/{settings.epochs}: train loss {values['train/loss']:.3f}, "
-                f"valid loss {values['valid/loss']:.3f} (best {values['best_loss']:.3f}), "
-                + ", ".join(f"{name} {value:.3f}" for name, value in valid.items() if name != "loss")
-                + f"; {rate:,.0f} examples/s, at most {left / 60:.1f} min left"
-            )
+            last = finished(settings, epoch, int(state.bad_epochs))
+            if last or time.perf_counter() - told > SECONDS_BETWEEN_LINES:
+                told = time.perf_counter()
+                progress.write(
+                    f"{stage.name} epoch {epoch}/{settings.epochs}: train loss {values['train/loss']:.3f}, "
+                    f"valid loss {values['valid/loss']:.3f} (best {values['best_loss']:.3f}), "
+                    + ", ".join(f"{name} {value:.3f}" for name, value in valid.items() if name != "loss")
+                    + f"; {rate:,.0f} examples/s, at most {left / 60:.1f} min left"
+                )
             after_epoch(epoch, state)
-            if epoch % settings.checkpoint_every == 0 or finished(settings, epoch, int(state.bad_epochs)):
+            if last or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(step, state)
     finally:
         progress.close()

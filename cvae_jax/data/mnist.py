@@ -95,7 +95,7 @@ def from_tfds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow_datasets as tfds
 
-    halves = []
+    halves: list[dict[str, np.ndarray]] = []
     for split in ("train", "test"):
         try:
             rows = tfds.data_source("mnist", split=split)

@@ -1,0 +1,26 @@
+"""The quadrants of MNIST on the digits inside scikit-learn: offline, a model a column in half a minute on 2 cores.
+
+python train.py --config=configs/digits_quadrants.py:1 --workdir=runs/digits_1
+python eval.py --workdir=runs/digits_1
+
+The number is that of observed quadrants: 1, 2 or 3. Variant: `:1,smoke` is the same in fewer epochs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, mnist_quadrants
+
+
+def get_config(variant: str = "1") -> ConfigDict:
+    """The experiment for a variant such as "1" or "2,smoke"."""
+    quadrants, options = common.parse_variant(variant, ["smoke"], "configs/digits_quadrants.py:1,smoke")
+    config = mnist_quadrants.get_config(quadrants)
+    config.name = "digits_quadrants"
+    config.data.source = "digits"
+    config.image_shape = (8, 8)
+    for stage in (config.baseline, config.cvae):
+        stage.update(batch_size=32, hidden=(128, 128), epochs=100, patience=10, averaging=0.99, checkpoint_every=20)
+    config.cvae.update(latent=16, figure_every=20)
+    if "smoke" in options:
+        config.baseline.epochs = config.cvae.epochs = 4
+    return config

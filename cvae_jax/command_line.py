@@ -1,0 +1,61 @@
+"""How train.py and eval.py start: flags in, and what a user did wrong out as one line with exit code 1."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+
+import absl.logging
+from absl import app, flags
+
+from cvae_jax.errors import DivergenceError, UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`, with our messages shown and our errors as one line, not a traceback."""
+    logger = logging.getLogger("cvae_jax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # absl's root handler would print them again
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+
+    def guarded(argv: list[str]) -> None:
+        absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells every file it writes
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
+            main()
+        except (UserError, DivergenceError) as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """`flags.FLAGS(argv)`, its errors as one line. Help is left to absl."""
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            _ = flags.FLAGS.config  # a file that could not be loaded shows only now
+        return rest
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError, ValueError) as error:
+        sys.exit(f"error: {_explain(error, argv)}")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """One line for what ml_collections and absl raise while they parse flags."""
+    text = str(error)
+    ours = re.findall(r"UserError: (.*)", text)  # raised by get_config; ml_collections keeps it as a traceback
+    if ours:
+        return ours[-1]
+    if isinstance(error, OSError):
+        given = [one.split("=", 1)[1] for one in argv if one.startswith("--config=")]
+        return f"config file {', '.join(given)} cannot be read; look into configs/ for those there are"
+    if isinstance(error, AttributeError | KeyError):
+        hint = re.search(r'Did you mean "(\w+)"', text)
+        mend = f"did you mean {hint[1]!r}?" if hint else "the config file lists them all"
+        for flag in (one.split("=")[0] for one in argv if one.startswith("--config.")):
+            if any(part in text for part in flag.split(".")[1:]):
+                return f"{flag} is not a key of this config; {mend}"
+    return text.splitlines()[0].removesuffix(" Flag --config must have a value other than None.")
