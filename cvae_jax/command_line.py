@@ -37,7 +37,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            _ = flags.FLAGS.config  # a file that could not be loaded shows only now
+            _ = flags.FLAGS.config.task  # a file that could not be loaded shows only now
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, OSError, ValueError) as error:
         sys.exit(f"error: {_explain(error, argv)}")
@@ -58,4 +58,5 @@ def _explain(error: Exception, argv: list[str]) -> str:
         for flag in (one.split("=")[0] for one in argv if one.startswith("--config.")):
             if any(part in text for part in flag.split(".")[1:]):
                 return f"{flag} is not a key of this config; {mend}"
-    return text.splitlines()[0].removesuffix(" Flag --config must have a value other than None.")
+    missing = re.search(r"Flag (--\w+) must have a value", text)
+    return f"{missing[1]} is required; --help tells what it takes" if missing else text.splitlines()[0]

@@ -49,7 +49,7 @@ def measure(
     """
     task = trained.task
     model, variables = trained.model(stage.name)
-    count = len(arrays["image"])
+    count = data.num_examples(arrays)
     found: dict[tuple[str, int], list[Estimate]] = {}
     for start in range(0, count, EXAMPLES_PER_BATCH):
         # The last batch is filled up with its last example, so that every batch has one shape.

@@ -157,7 +157,7 @@ class Experiment(NamedTuple):
 def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:
     """Saves the task's figure: the first examples of a split with every stage's prediction or samples."""
     task = experiment.task
-    index = jnp.arange(min(NUM_SHOWN, len(arrays["image"])))
+    index = jnp.arange(min(NUM_SHOWN, data.num_examples(arrays)))
     raw = {name: jnp.asarray(arrays[name][: len(index)]) for name in task.raw}
     targets = keys.per_example(keys.stream(0, "targets"), index)
     batch = task.batch(raw, index, jnp.ones(len(index)), targets, False)
@@ -192,11 +192,12 @@ def load(workdir: str) -> Experiment:
         checkpoints = Checkpoints(path / "checkpoints" / stage.name)
         state = checkpoints.restore_newest(training.abstract_state(stage, task, mesh))
         if state is None:
+            LOGGER.warning("%s: %s has no checkpoint yet, and is left out", path, stage.name)
             break
         best[stage.name] = state.best
-        epochs = max(row["epoch"] for row in metrics.read(path) if row["stage"] == stage.name)
-        if not training.finished(stage.settings, epochs, int(state.bad_epochs)):
-            LOGGER.warning("%s: training of %s has not finished; these are its best weights so far", path, stage.name)
+        rows = [row for row in metrics.read(path) if row["stage"] == stage.name and row["step"] == int(state.step)]
+        if not rows or not training.finished(stage.settings, rows[0]["epoch"], int(state.bad_epochs)):
+            LOGGER.warning("%s: %s has not finished training; its best weights so far are used", path, stage.name)
     if not best:
         raise UserError(f"workdir {path} holds no checkpoint yet; train there first")
     return Experiment(config, task, best)

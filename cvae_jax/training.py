@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cvae_jax import keys, parallel, schedules
 from cvae_jax.checkpoints import Checkpoints
-from cvae_jax.data import Splits
+from cvae_jax.data import Splits, num_examples
 from cvae_jax.errors import DivergenceError, UserError
 from cvae_jax.metrics import Log
 from cvae_jax.model import Batch, Proposal, PyTree, Stage, Task, Train, Variables
@@ -183,6 +183,43 @@ def finished(settings: Any, epochs: int, bad_epochs: int) -> bool:
     return epochs >= settings.epochs or 0 < settings.patience <= bad_epochs
 
 
+def compile_stage(
+    stage: Stage, functions: Functions, state: State, frozen: Variables, train: Any, valid: Any, calls: list[np.ndarray]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Compiles ahead of time, so that it is told and not hidden in the first epoch's speed.
+
+    Returns:
+      train_steps (for the lengths of `calls`) and close_epoch.
+    """
+    began = time.perf_counter()
+    place = state.step.sharding
+    compiled = {}
+    for length in {len(call) for call in calls}:
+        indices = jax.ShapeDtypeStruct((length, stage.settings.batch_size), jnp.int32, sharding=place)
+        compiled[length] = functions.train_steps.lower(state, frozen, train, indices).compile()
+    close_epoch = functions.close_epoch.lower(state, frozen, valid).compile()
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
+    seconds = time.perf_counter() - began
+    LOGGER.info("%s: %s parameters on %s, compiled in %.1f s", stage.name, f"{num_params:,}", devices, seconds)
+    return lambda state, frozen, data, indices: compiled[len(indices)](state, frozen, data, indices), close_epoch
+
+
+def check_finite(stage: Stage, first_step: int, terms: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
+    """Raises DivergenceError for the first of the steps [steps] at which a term is not finite."""
+    bad = np.stack([~np.isfinite(values) for values in terms.values()])
+    if not bad.any():
+        return
+    offset = int(bad.any(0).argmax())
+    names = ", ".join(name for name, at in zip(terms, bad[:, offset], strict=True) if at)
+    saved = checkpoints.steps()
+    last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
+    raise DivergenceError(
+        f"{stage.name}: {names} not finite at step {first_step + offset}; {last}. Lower "
+        f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm"
+    )
+
+
 def fit(
     stage: Stage,
     frozen: Variables,
@@ -206,14 +243,14 @@ def fit(
     Raises:
       DivergenceError: when a term of the loss is not finite; names it, the step and the last checkpoint.
     """
-    settings = stage.settings
+    settings, batch_size = stage.settings, stage.settings.batch_size
     mesh = parallel.make_mesh()
     place = parallel.replicated(mesh)
-    num_train, num_valid = len(splits["train"]["image"]), len(splits["valid"]["image"])
+    num_train, num_valid = num_examples(splits["train"]), num_examples(splits["valid"])
     per_epoch = steps_per_epoch(stage, num_train)
-    functions = make_functions(stage, task, mesh, num_train, num_valid)
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
 
+    # The state: restored, or new.
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
     state = checkpoints.restore_newest(abstract_state(stage, task, mesh))
     if state is None:
         optimizer = make_optimizer(stage, num_train)
@@ -224,97 +261,71 @@ def fit(
         LOGGER.info("%s: going on from step %d", stage.name, step)
     if finished(settings, step // per_epoch, int(state.bad_epochs)):
         return state
-    log = Log(workdir, stage.name, step)
 
-    train_data, valid_data, frozen = jax.device_put(
-        (
-            {name: splits["train"][name] for name in task.raw},
-            {name: splits["valid"][name] for name in task.raw},
-            frozen,
-        ),
-        place,
-    )
+    # The data live on the device; an epoch is a few compiled calls of many steps each.
+    train, valid = ({name: splits[split][name] for name in task.raw} for split in ("train", "valid"))
+    train, valid, frozen = jax.device_put((train, valid, frozen), place)
     calls = np.array_split(np.arange(per_epoch), max(1, round(per_epoch / settings.steps_per_call)))
-    began = time.perf_counter()
-    train_steps = {}
-    for length in {len(call) for call in calls}:
-        indices = jax.ShapeDtypeStruct((length, settings.batch_size), jnp.int32, sharding=place)
-        train_steps[length] = functions.train_steps.lower(state, frozen, train_data, indices).compile()
-    close_epoch = functions.close_epoch.lower(state, frozen, valid_data).compile()
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
-    LOGGER.info(
-        "%s: %s parameters on %d %s device(s), compiled in %.1f s",
-        stage.name, f"{num_params:,}", mesh.size, jax.default_backend(), time.perf_counter() - began,
-    )  # fmt: skip
+    functions = make_functions(stage, task, mesh, num_train, num_valid)
+    train_steps, close_epoch = compile_stage(stage, functions, state, frozen, train, valid, calls)
 
-    def check(first_step: int, terms: dict[str, np.ndarray]) -> None:
-        """Raises for the first step at which a term is not finite."""
-        bad = np.stack([~np.isfinite(values) for values in terms.values()])
-        if bad.any():
-            offset = int(bad.any(0).argmax())
-            names = ", ".join(name for name, at in zip(terms, bad[:, offset], strict=True) if at)
-            saved = checkpoints.steps()
-            last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
-            raise DivergenceError(
-                f"{stage.name}: {names} not finite at step {first_step + offset}; {last}. Lower "
-                f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm"
-            )
-
-    progress = tqdm(
-        total=settings.epochs * per_epoch * settings.batch_size,
-        initial=step * settings.batch_size,
-        unit="ex",
-        unit_scale=True,
-        desc=stage.name,
-        disable=None,  # shown on a terminal only
-    )
+    log = Log(workdir, stage.name, step)
+    total = settings.epochs * per_epoch * batch_size
+    # disable=None: shown on a terminal only.
+    bar = tqdm(total=total, initial=step * batch_size, unit="ex", unit_scale=True, desc=stage.name, disable=None)
     told = -math.inf
     try:
         while not finished(settings, step // per_epoch, int(state.bad_epochs)):
-            epoch, began = step // per_epoch, time.perf_counter()
-            order = epoch_order(seed, epoch, num_train)[: per_epoch * settings.batch_size]
-            order = order.reshape(per_epoch, settings.batch_size)
+            began = time.perf_counter()
+            order = epoch_order(seed, step // per_epoch, num_train)[: per_epoch * batch_size]
+            order = order.reshape(per_epoch, batch_size)
             rows: list[dict[str, np.ndarray]] = []
-            waiting = None
-            for call in calls:
-                indices = jax.device_put(order[call], place)
-                state, terms = train_steps[len(call)](state, frozen, train_data, indices)
-                if waiting is not None:  # the terms of the call before, while this one runs
-                    rows.append(jax.device_get(waiting))
-                    check(step - len(rows[-1]["loss"]), rows[-1])
-                    progress.set_postfix({name: f"{values[-1]:.2f}" for name, values in rows[-1].items()})
-                waiting = terms
-                step += len(call)
-                progress.update(len(call) * settings.batch_size)
-            rows.append(jax.device_get(waiting))
-            check(step - len(rows[-1]["loss"]), rows[-1])
-            rate = per_epoch * settings.batch_size / (time.perf_counter() - began)
-            state, valid = close_epoch(state, frozen, valid_data)
-            valid = jax.device_get(valid)
-            check(step, {f"validation {name}": np.asarray([value]) for name, value in valid.items()})
 
-            epoch += 1
-            values: dict[str, float] = {"epoch": epoch}
-            for name in rows[0]:
-                values[f"train/{name}"] = float(np.concatenate([row[name] for row in rows]).mean())
-            values |= {f"valid/{name}": float(value) for name, value in valid.items()}
-            values["best_loss"] = float(state.best_loss)
-            log.write(step, values, {"examples_per_second": rate})
-            left = (settings.epochs - epoch) * (time.perf_counter() - began)
+            def receive(terms: dict[str, Array], first_step: int, rows: list[dict[str, np.ndarray]] = rows) -> None:
+                rows.append(jax.device_get(terms))
+                check_finite(stage, first_step, rows[-1], checkpoints)
+                bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in rows[-1].items()})
+
+            running: list[tuple[dict[str, Array], int]] = []
+            for call in calls:
+                state, terms = train_steps(state, frozen, train, jax.device_put(order[call], place))
+                running.append((terms, step))
+                if len(running) > 1:
+                    receive(*running.pop(0))  # the call before, while this one runs
+                step += len(call)
+                bar.update(len(call) * batch_size)
+            receive(*running.pop())
+            rate = per_epoch * batch_size / (time.perf_counter() - began)
+
+            state, values = close_epoch(state, frozen, valid)
+            values = {f"valid/{name}": value for name, value in jax.device_get(values).items()}
+            check_finite(stage, step, {name: np.asarray([value]) for name, value in values.items()}, checkpoints)
+            epoch = step // per_epoch
+            means = {f"train/{name}": np.concatenate([row[name] for row in rows]).mean() for name in rows[0]}
+            best = {"best_loss": state.best_loss}
+            row = {"epoch": epoch, **{name: float(value) for name, value in {**means, **values, **best}.items()}}
+            log.write(step, row, {"examples_per_second": rate})
+
             last = finished(settings, epoch, int(state.bad_epochs))
             if last or time.perf_counter() - told > SECONDS_BETWEEN_LINES:
                 told = time.perf_counter()
-                progress.write(
-                    f"{stage.name} epoch {epoch}/{settings.epochs}: train loss {values['train/loss']:.3f}, "
-                    f"valid loss {values['valid/loss']:.3f} (best {values['best_loss']:.3f}), "
-                    + ", ".join(f"{name} {value:.3f}" for name, value in valid.items() if name != "loss")
-                    + f"; {rate:,.0f} examples/s, at most {left / 60:.1f} min left"
-                )
+                minutes = (settings.epochs - epoch) * (told - began) / 60
+                bar.write(f"{describe(stage, row)}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
             after_epoch(epoch, state)
             if last or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(step, state)
     finally:
-        progress.close()
+        bar.close()
         log.close()
         checkpoints.close()
     return state
+
+
+def describe(stage: Stage, row: dict[str, float]) -> str:
+    """A row of metrics as a line of text."""
+    own = ("valid/loss", "best_loss")
+    terms = [f"{name} {value:.3f}" for name, value in row.items() if name.startswith("valid/") and name not in own]
+    return (
+        f"{stage.name} epoch {row['epoch']}/{stage.settings.epochs}: train/loss {row['train/loss']:.3f}, "
+        f"valid/loss {row['valid/loss']:.3f} (best {row['best_loss']:.3f}), {', '.join(terms)}"
+    )

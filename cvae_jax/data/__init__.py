@@ -36,3 +36,8 @@ def load(settings: Any, raw: dict[str, Any]) -> Splits:
                     f"the config expects {wanted.dtype}{list(wanted.shape)}; set image_shape to match the data"
                 )
     return splits
+
+
+def num_examples(arrays: dict[str, np.ndarray]) -> int:
+    """Number of examples in the arrays of a split."""
+    return len(next(iter(arrays.values())))

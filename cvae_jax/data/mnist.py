@@ -102,8 +102,8 @@ def from_tfds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         except Exception as error:  # whatever a download or a missing TensorFlow raises
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"TensorFlow Datasets cannot deliver mnist ({reason}); pip install tensorflow and connect once "
-                "to prepare it, or name a folder of the four IDX files with data.dir"
+                f"TensorFlow Datasets cannot deliver mnist ({reason}); connect to the network with the extra tfds "
+                "installed to prepare it once, or name a folder of the four IDX files with data.dir"
             ) from None
         images = np.stack([np.asarray(row["image"], np.uint8)[..., 0] for row in rows])
         labels = np.asarray([row["label"] for row in rows], np.int32)

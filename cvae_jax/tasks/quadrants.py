@@ -133,6 +133,13 @@ def make_task(config: Any) -> Task:
     """The task that configs/mnist_quadrants.py and configs/digits_quadrants.py describe."""
     shape = tuple(config.image_shape)
     observed = observed_quadrants(config.quadrants, shape)
+    for name, widths in (
+        ("baseline.hidden", config.baseline.hidden),
+        ("cvae.hidden", config.cvae.hidden),
+        ("cvae.latent", [config.cvae.latent]),
+    ):
+        if not all(isinstance(width, int) and width > 0 for width in widths):
+            raise UserError(f"{name}={widths} must be whole numbers of at least 1")
     if config.targets not in TARGETS:
         raise UserError(f"targets={config.targets!r} is not known; choose from {', '.join(TARGETS)}")
 

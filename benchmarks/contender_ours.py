@@ -1,0 +1,318 @@
+"""Contender: cvae_jax, through the functions its own training loop and evaluation call."""
+
+import itertools
+import time
+from functools import partial
+from typing import Any
+
+import contender
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import mnist_quadrants
+from cvae_jax import inference, keys, parallel, tasks, training
+from cvae_jax.distributions import Bernoulli, Normal, sum_per_example
+from cvae_jax.estimators import ESTIMATORS
+
+MATMUL_SIZES = (2048, 3072, 4096)
+DRAWS = inference.DRAWS_PER_CALL
+
+
+class Contender:
+    """The CVAE of configs/mnist_quadrants.py:1 behind an untrained, frozen baseline."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.steps = settings["train_steps"]
+        images = contender.load_images(settings["data_dir"])
+        config = mnist_quadrants.get_config("1")
+        config.cvae.batch_size = settings["batch_size"]
+        self.seed = config.seed
+        self.task = tasks.make_task(config)
+        baseline, self.stage = self.task.stages
+        mesh = parallel.make_mesh()
+        self.place = parallel.replicated(mesh)
+        seed = jax.device_put(np.int32(self.seed), self.place)
+        states = []
+        for stage in (baseline, self.stage):
+            init = partial(training.init_state, stage, self.task, training.make_optimizer(stage, contender.NUM_TRAIN))
+            states.append(parallel.jit(init, mesh)(seed))
+        self.state = states[1]
+        self.frozen = jax.device_put({"baseline": states[0].best}, self.place)
+        # A copy, because training gives its state's memory away.
+        self.variables = {**jax.tree.map(jnp.copy, self.state.best), "frozen": self.frozen}
+        self.data, valid = jax.device_put(
+            ({"image": images[: contender.NUM_TRAIN]}, {"image": images[contender.NUM_TRAIN :]}), self.place
+        )
+        self.valid = valid
+        functions = training.make_functions(
+            self.stage, self.task, mesh, contender.NUM_TRAIN, len(images) - contender.NUM_TRAIN
+        )
+        self.calls = np.array_split(
+            np.arange(self.steps), max(1, round(self.steps / self.stage.settings.steps_per_call))
+        )
+        began = time.perf_counter()
+        self.train_steps = {}
+        for length in {len(call) for call in self.calls}:
+            indices = jax.ShapeDtypeStruct((length, settings["batch_size"]), jnp.int32, sharding=self.place)
+            lowered = functions.train_steps.lower(self.state, self.frozen, self.data, indices)
+            self.train_steps[length] = lowered.compile()
+        self.compile_train = time.perf_counter() - began
+        self.close_epoch = functions.close_epoch.lower(self.state, self.frozen, self.valid).compile()
+        self.compile_valid = time.perf_counter() - began - self.compile_train
+        self.epoch = 0
+
+        index = jnp.arange(settings["num_examples"])
+        raw = {"image": valid["image"][: settings["num_examples"]]}
+        unused = keys.per_example(jax.random.key(0), index)
+        self.batch = self.task.batch(raw, index, jnp.ones(len(index)), unused, False)
+        self.num_samples = settings["num_samples"]
+        self.first = contender.seconds(self._scores)
+
+    def prepare(self) -> dict[str, Any]:
+        """Tells what had to be compiled, and runs the training once so that memory is touched."""
+        self.train(min(self.steps, 10))
+        return {
+            "versions": {"jax": jax.__version__, "jaxlib": jax.lib.__version__},
+            "once": {
+                f"compile `train_steps` ({len(self.train_steps)} lengths)": self.compile_train,
+                "compile `close_epoch`": self.compile_valid,
+                "first `inference.scores`, compilation included": self.first,
+            },
+        }
+
+    def train(self, steps: int | None = None) -> dict[str, Any]:
+        """One epoch, or its first steps, as `training.fit` runs it; validation apart."""
+        if steps is None:
+            steps = self.steps
+        batch_size = self.stage.settings.batch_size
+        began = time.perf_counter()
+        order = training.epoch_order(self.seed, self.epoch, contender.NUM_TRAIN)[: self.steps * batch_size]
+        order = order.reshape(self.steps, batch_size)
+        waiting, losses, done = None, [], 0
+        for call in self.calls:
+            indices = jax.device_put(order[call], self.place)
+            self.state, terms = self.train_steps[len(call)](self.state, self.frozen, self.data, indices)
+            if waiting is not None:
+                losses.append(jax.device_get(waiting))
+            waiting = terms
+            done += len(call)
+            if done >= steps:
+                break
+        losses.append(jax.device_get(waiting))
+        jax.block_until_ready(self.state)
+        took = time.perf_counter() - began
+        self.epoch += 1
+        return {"seconds": took, "steps": done, "loss": float(losses[-1]["loss"][-1])}
+
+    def validate(self) -> dict[str, Any]:
+        """The validation that closes an epoch, 5,000 images."""
+        began = time.perf_counter()
+        self.state, _ = self.close_epoch(self.state, self.frozen, self.valid)
+        jax.block_until_ready(self.state)
+        return {"seconds": time.perf_counter() - began}
+
+    def _scores(self, draws_per_call: int = DRAWS) -> np.ndarray:
+        key = jax.random.key(1)
+        how = ESTIMATORS["is"]
+        return inference.scores(
+            self.stage.model, self.variables, self.batch, how, self.num_samples, key, draws_per_call
+        )
+
+    def importance(self, draws_per_call: int = DRAWS, warm: bool = False) -> dict[str, Any]:
+        """Importance sampling of log p(y|x); `warm` compiles for this many draws a call first."""
+        if warm:
+            self._scores(draws_per_call)
+        values = []
+        took = contender.seconds(lambda: values.append(self._scores(draws_per_call)))
+        estimate = ESTIMATORS["is"].summarise(values[0])
+        return {"seconds": took, "draws": values[0].size, "log_prob": float(estimate.value.mean())}
+
+    def matmul(self) -> dict[str, Any]:
+        """Float32 matmul FLOP/s: large squares, and the generation network's shapes at one call's draws."""
+        with jax.default_matmul_precision("highest"):
+            rates = {f"{n} square": matmul_rate([(n, n, n)], 2) for n in MATMUL_SIZES}
+            shapes = generation_shapes(DRAWS)
+            rates |= {f"{m}x{k} by {k}x{n}": matmul_rate([(m, k, n)], 20) for m, k, n in shapes}
+            rates[f"generation network's three, {DRAWS} draws"] = matmul_rate(shapes, 20)
+        return {"rates": rates, "peak": max(rates[f"{n} square"] for n in MATMUL_SIZES)}
+
+    def profile(self) -> dict[str, Any]:
+        """Seconds of the parts of importance sampling, alone, each as often as in one `importance`."""
+        with jax.default_matmul_precision("highest"):
+            return {"parts": profile(self)}
+
+
+def generation_shapes(draws: int) -> list[tuple[int, int, int]]:
+    """(rows, inner, columns) of the generation network's matmuls."""
+    widths = (contender.LATENT, contender.HIDDEN, contender.HIDDEN, contender.PIXELS)
+    return [(draws, k, n) for k, n in itertools.pairwise(widths)]
+
+
+_MATMUL = jax.jit(jnp.matmul)
+
+
+def matmul_rate(shapes: list[tuple[int, int, int]], repeats: int) -> float:
+    """FLOP/s of the matmuls one after the other, the best of three."""
+    normal = np.random.default_rng(0).standard_normal
+    pairs = [(jnp.asarray(normal((m, k), np.float32)), jnp.asarray(normal((k, n), np.float32))) for m, k, n in shapes]
+
+    def work() -> None:
+        for _ in range(repeats):
+            results = [_MATMUL(a, b) for a, b in pairs]
+        jax.block_until_ready(results)
+
+    work()
+    flops = repeats * sum(2 * m * k * n for m, k, n in shapes)
+    return flops / min(contender.seconds(work) for _ in range(3))
+
+
+def profile(ours: Contender) -> dict[str, float]:
+    """Every part in a jitted loop over the same starts, with the same shapes as inference._scores.
+
+    Results are summed over their last axis, which no compiler can leave half undone, and which costs what
+    "reading the logits only" does at most.
+    """
+    batch = ours.batch
+    count = len(batch.index)
+    size = min(ours.num_samples, max(1, DRAWS // count))
+    starts = jnp.arange(0, ours.num_samples, size)
+    model, variables = ours.stage.model, ours.variables
+    encoding = jax.jit(model.encode)(variables, batch)
+    posterior: Normal = encoding["posterior"]
+    prior: Normal = encoding["prior"]
+    example_keys = keys.per_example(jax.random.key(1), batch.index)
+    dense = [variables["params"]["generation_net"][name] for name in sorted(variables["params"]["generation_net"])]
+    y = batch.y.reshape(count, -1)
+    weight = batch.weight.reshape(count, -1)
+    shape = (size, count, contender.LATENT)
+    z = jax.random.normal(jax.random.key(2), shape)
+    logits = jax.random.normal(jax.random.key(3), (size, count, contender.PIXELS))
+
+    def fold(start):
+        return keys.per_sample(example_keys, start + jnp.arange(size))
+
+    def normals(start):
+        return jax.vmap(posterior.sample)(fold(start)).sum(-1)
+
+    def block(kind):
+        key = jax.random.key(4, impl=kind)
+        return lambda start: jax.random.normal(jax.random.fold_in(key, start), shape).sum(-1)
+
+    def per_sample_block(start):
+        one = jax.vmap(lambda i: jax.random.fold_in(example_keys[0], i))(start + jnp.arange(size))
+        return jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(one).sum(-1)
+
+    def bits(start):
+        return jax.vmap(jax.vmap(lambda k: jax.random.bits(k, shape[2:])))(fold(start)).sum(-1)
+
+    def box_muller(start):
+        def one(key):
+            half = jax.random.uniform(key, shape[2:], minval=jnp.finfo(jnp.float32).tiny)
+            first, second = jnp.split(half, 2)
+            radius, angle = jnp.sqrt(-2 * jnp.log(first)), 2 * jnp.pi * second
+            return jnp.concatenate([radius * jnp.cos(angle), radius * jnp.sin(angle)])
+
+        return jax.vmap(jax.vmap(one))(fold(start)).sum(-1)
+
+    def erf_inv(start):
+        return jax.lax.erf_inv(z * 0.2 + 1e-9 * start).sum(-1)
+
+    def densities(start):
+        moved = z + 1e-9 * start
+        return jax.vmap(lambda z: sum_per_example(prior.log_prob(z)) - sum_per_example(posterior.log_prob(z)))(moved)
+
+    def generate(z):
+        for layer in dense[:-1]:
+            z = jax.nn.relu(z @ layer["kernel"] + layer["bias"])
+        return z @ dense[-1]["kernel"] + dense[-1]["bias"]
+
+    def generation_vmapped(start):
+        return jax.vmap(generate)(z + 1e-9 * start).sum(-1)
+
+    def generation_flat(start):
+        return generate((z + 1e-9 * start).reshape(size * count, -1)).sum(-1)
+
+    def kernels(start):
+        out = (z + 1e-9 * start).reshape(size * count, -1)
+        for layer in dense:
+            out = out @ layer["kernel"]
+        return out.sum(-1)
+
+    def generation_and_likelihood(start):
+        return jax.vmap(lambda z: sum_per_example(weight * Bernoulli(generate(z)).log_prob(y)))(z + 1e-9 * start)
+
+    def likelihood(log_prob):
+        def part(start):
+            return jax.vmap(lambda logits: log_prob(logits))(logits + 1e-9 * start)
+
+        return part
+
+    formulas = {
+        "jax.nn.softplus": jax.nn.softplus,
+        "max(a, 0) + log1p(exp(-|a|))": lambda a: jnp.maximum(a, 0) + jnp.log1p(jnp.exp(-jnp.abs(a))),
+        "max(a, 0) + log(1 + exp(-|a|))": lambda a: jnp.maximum(a, 0) + jnp.log(1 + jnp.exp(-jnp.abs(a))),
+    }
+
+    def softplus(name):
+        return likelihood(lambda a: (weight * (y * a - formulas[name](a))).sum(-1))
+
+    def log_of_products(a):
+        factors = 1 + weight * jnp.exp(-jnp.abs(a))
+        products = factors.reshape(*a.shape[:-1], 49, 16).prod(-1)
+        return (weight * (y * a - jnp.maximum(a, 0))).sum(-1) - jnp.log(products).sum(-1)
+
+    def whole(start):
+        return jax.vmap(lambda k: ESTIMATORS["is"].score(model.draw(variables, encoding, k, "recognition")))(
+            fold(start)
+        )
+
+    parts = {
+        "whole": whole,
+        "keys": fold,
+        "keys, bits": bits,
+        "keys, normals": normals,
+        "keys, Box-Muller instead": box_muller,
+        "inverse erf alone": erf_inv,
+        "normals, one key a sample": per_sample_block,
+        "normals, one block, threefry2x32": block("threefry2x32"),
+        "normals, one block, rbg": block("rbg"),
+        "normals, one block, unsafe_rbg": block("unsafe_rbg"),
+        "log p(z|x) - log q(z|x,y)": densities,
+        "three matmuls": kernels,
+        "generation network, vmapped": generation_vmapped,
+        "generation network, flat": generation_flat,
+        "generation network and likelihood": generation_and_likelihood,
+        **{f"likelihood, {name}": softplus(name) for name in formulas},
+        "likelihood, log of products of 16": likelihood(log_of_products),
+        "reading the logits only": likelihood(lambda a: a.sum(-1)),
+    }
+    took = {}
+    for name, part in parts.items():
+
+        def loop(starts, part=part):
+            def one(start):
+                leaf = part(start)
+                is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+                return jax.random.key_data(leaf) if is_key else leaf
+
+            return jax.lax.map(one, starts)
+
+        compiled = jax.jit(loop).lower(starts).compile()
+        jax.block_until_ready(compiled(starts))
+        took[name] = min(contender.seconds(lambda c=compiled: jax.block_until_ready(c(starts))) for _ in range(3))
+    return took
+
+
+if __name__ == "__main__":
+    made = Contender(contender.settings())
+    contender.serve(
+        {
+            "prepare": made.prepare,
+            "train": made.train,
+            "validate": made.validate,
+            "importance": made.importance,
+            "matmul": made.matmul,
+            "profile": made.profile,
+        }
+    )

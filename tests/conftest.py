@@ -1,0 +1,44 @@
+"""Two CPU devices, strict promotion of dtypes and ranks, and where real data lie."""
+
+import os
+import pathlib
+
+import pytest
+
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read when JAX is first imported
+
+import jax
+import optax
+
+from cvae_jax import schedules
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes(monkeypatch):
+    """Optax 0.2.8 raises floats to int32 powers (Adam's bias correction, the cosine); all else stays strict."""
+    make = schedules.optimizer
+
+    def optimizer(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            transformation = make(*args)
+
+        def update(*args):
+            with jax.numpy_dtype_promotion("standard"):
+                return transformation.update(*args)
+
+        return optax.GradientTransformation(transformation.init, update)
+
+    monkeypatch.setattr(schedules, "optimizer", optimizer)
+
+
+@pytest.fixture
+def real_data() -> pathlib.Path:
+    folder = os.environ.get("CVAE_JAX_DATA")
+    if not folder:
+        pytest.skip("CVAE_JAX_DATA is not set: point it to the folder that holds mnist/, as in ../shared/data")
+    return pathlib.Path(folder)

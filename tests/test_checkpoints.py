@@ -1,0 +1,219 @@
+import json
+import logging
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cvae_jax import metrics, parallel
+from cvae_jax.checkpoints import KEEP, Checkpoints, write_atomically
+from cvae_jax.errors import UserError
+
+
+class State(NamedTuple):
+    """A small one of the same kinds of leaves as `training.State`."""
+
+    step: Any
+    variables: Any
+    best_loss: Any
+
+
+def state_of(step):
+    values = np.random.default_rng(step).normal(size=(3, 4)).astype(np.float32)
+    params = {"layer": {"kernel": jnp.asarray(values), "bias": jnp.array([0.0, -0.0, jnp.nan])}}
+    state = State(jnp.array(step, jnp.int32), {"params": params}, jnp.array(jnp.inf))
+    return jax.device_put(state, parallel.replicated(parallel.make_mesh()))
+
+
+def target():
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_of(0))
+
+
+def assert_restores(folder, step):
+    found = Checkpoints(folder).restore_newest(target())
+
+    def assert_same_bits(found, wanted):
+        assert found.dtype == wanted.dtype and found.sharding == wanted.sharding
+        assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
+
+    jax.tree.map(assert_same_bits, found, state_of(step))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 1 to 3 as training saves them; copied by the tests that damage it."""
+    folder = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_is_restored_bit_for_bit(saved):
+    assert_restores(saved, 3)
+
+
+def test_the_newest_is_that_of_the_highest_number(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (9, 10):  # "10" < "9" as text
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    assert_restores(tmp_path, 10)
+
+
+def test_the_last_few_are_kept(saved):
+    assert KEEP == 2
+    assert Checkpoints(saved).steps() == [3, 2]
+    assert sorted(path.name for path in saved.iterdir()) == ["2", "2.sha256.json", "3", "3.sha256.json"]
+
+
+def test_nothing_saved_yet(tmp_path):
+    assert Checkpoints(tmp_path / "nowhere").restore_newest(target()) is None
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(folder, caplog):
+    files = [path for path in (folder / "3").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 3
+    for path in [*files, folder / "3.sha256.json"]:
+        middle = path.stat().st_size // 2
+        flip(path, middle)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "cvae_jax"):
+            assert_restores(folder, 2)
+        (record,) = [record for record in caplog.records if record.name == "cvae_jax.checkpoints"]
+        assert str(folder / "3") in record.getMessage()
+        flip(path, middle)  # back
+    assert_restores(folder, 3)
+
+
+def test_a_missing_and_an_added_file_are_noticed(folder):
+    largest = max((path for path in (folder / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.unlink()
+    assert_restores(folder, 2)
+    largest.write_bytes(content)
+    assert_restores(folder, 3)
+    (folder / "3" / "more").write_text("")
+    assert_restores(folder, 2)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "null", "[]", "\x00"])
+def test_a_damaged_manifest_is_noticed(folder, text):
+    (folder / "3.sha256.json").write_text(text)
+    assert_restores(folder, 2)
+
+
+def test_a_manifest_that_is_not_text(folder):
+    (folder / "3.sha256.json").write_bytes(b"\xff\xfe\x00")
+    assert_restores(folder, 2)
+
+
+def test_a_step_without_manifest_is_passed_over(folder):
+    (folder / "3.sha256.json").unlink()
+    assert Checkpoints(folder).steps() == [2]
+    assert_restores(folder, 2)
+
+
+def test_all_damaged(folder):
+    for step in (2, 3):
+        shutil.rmtree(folder / str(step))
+    with pytest.raises(UserError) as caught:
+        Checkpoints(folder).restore_newest(target())
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_saving_again_replaces_what_was_damaged_or_cut_short(folder):
+    (folder / "3.sha256.json").unlink()  # cut short
+    flip(folder / "2.sha256.json", 20)
+    checkpoints = Checkpoints(folder)
+    for step in (2, 3):
+        checkpoints.save(step, state_of(step))
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 2]
+    assert_restores(folder, 3)
+    shutil.rmtree(folder / "3")
+    assert_restores(folder, 2)
+
+
+def test_what_a_kill_left_of_a_save_is_removed(folder):
+    leftover = folder / "4.orbax-checkpoint-tmp-0"
+    leftover.mkdir()
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(4, state_of(4))
+    checkpoints.close()
+    assert not leftover.exists()
+    assert_restores(folder, 4)
+
+
+def test_state_may_change_once_save_returns(tmp_path):
+    state = state_of(1)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)(state)
+    checkpoints.close()
+    assert_restores(tmp_path, 1)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \ud800")  # a lone surrogate cannot be encoded
+    assert path.read_text() == "old"
+
+
+# metrics.jsonl follows the checkpoints.
+
+
+def rows_of(stage, steps):
+    return [{"stage": stage, "step": step, "loss": step / 3} for step in steps]
+
+
+def write_rows(workdir, rows):
+    for row in rows:
+        log = metrics.Log(workdir, row["stage"], row["step"] - 1)
+        log.write(row["step"], {"loss": row["loss"]}, {"examples_per_second": 1.0})
+        log.close()
+
+
+def test_metrics_are_read_as_written_and_hold_no_clock(tmp_path):
+    assert metrics.read(tmp_path) == []
+    write_rows(tmp_path, rows_of("baseline", [10, 20]))
+    assert metrics.read(tmp_path) == rows_of("baseline", [10, 20])
+
+
+def test_rewinding_cuts_later_rows_of_that_stage_alone(tmp_path):
+    write_rows(tmp_path, rows_of("baseline", [10, 20, 30]) + rows_of("cvae", [10, 20, 30]))
+    metrics.Log(tmp_path, "cvae", 20).close()
+    assert metrics.read(tmp_path) == rows_of("baseline", [10, 20, 30]) + rows_of("cvae", [10, 20])
+    metrics.Log(tmp_path, "cvae", 0).close()
+    assert metrics.read(tmp_path) == rows_of("baseline", [10, 20, 30])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 20])
+def test_a_row_that_a_kill_cut_short_is_left_out(tmp_path, cut):
+    rows = rows_of("baseline", [10, 20])
+    write_rows(tmp_path, rows)
+    path = tmp_path / metrics.FILE
+    path.write_text(path.read_text() + json.dumps(rows_of("baseline", [30])[0])[:-cut])
+    assert metrics.read(tmp_path) == rows
+    log = metrics.Log(tmp_path, "baseline", 20)
+    log.write(30, {"loss": 10.0}, {})
+    log.close()
+    assert metrics.read(tmp_path) == rows_of("baseline", [10, 20, 30])

@@ -1,0 +1,118 @@
+"""train.py and eval.py as a user starts them: every config's smoke variant, and every kind of bad input."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = ["digits_quadrants.py:1,smoke", "mnist_quadrants.py:3,smoke"]
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Workdirs of the smoke variants by config, trained once."""
+    folder = tmp_path_factory.mktemp("smoke")
+    workdirs = {}
+    for config in SMOKE:
+        workdirs[config] = folder / config.split(".")[0]
+        result = run("train.py", f"--config=configs/{config}", f"--workdir={workdirs[config]}")
+        assert result.returncode == 0, result.stderr
+        assert "compiled in" in result.stderr
+    return workdirs
+
+
+def test_every_config_has_a_smoke_test():
+    named = {config.split(":")[0] for config in SMOKE}
+    assert {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py", "common.py"} == named
+
+
+@pytest.mark.parametrize("config", SMOKE)
+def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
+    workdir = trained[config]
+    for name in ("config.json", "metrics.jsonl", "figures/training.png", "figures/cvae.gif"):
+        assert (workdir / name).stat().st_size > 0
+    assert list((workdir / "tensorboard").rglob("events*"))
+    assert list((workdir / "checkpoints" / "cvae").glob("*.sha256.json"))
+
+
+def test_eval_prints_and_writes_the_table(trained, tmp_path):
+    first, second = trained.values()
+    result = run(
+        "eval.py", f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path}",
+        "--estimator=elbo,mc,is", "--num_samples=10,20", "--num_examples=120",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "results.md").read_text()
+    assert table in result.stdout
+    for text in ("1 quadrant", "3 quadrants", "exact", "ESS", "± ", "gain of", "grey targets, digits test", "120 exa"):
+        assert text in table
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert len(rows) == 2 * (1 + 3 * 2)
+    for row in rows:
+        assert row["num_examples"] == 120 and row["standard_error"] > 0
+        assert (row["monte_carlo_error"] > 0) == (row["estimator"] != "exact")
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"samples_{w.name}.png" for w in (first, second)}
+
+
+def test_training_again_says_so_and_changes_nothing(trained):
+    workdir = next(iter(trained.values()))
+    before = {path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
+    result = run("train.py", f"--config=configs/{next(iter(trained))}", f"--workdir={workdir}")
+    assert result.returncode == 0 and "going on from step" in result.stderr
+    assert before == {path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
+
+
+TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/mnist_quadrants.py:4", "--workdir=W"], "the number of observed quadrants is 1, 2 or 3"),
+        (["--config=configs/mnist_quadrants.py:1,smok", "--workdir=W"], "variant 'smok' is not known"),
+        (["--config=configs/nowhere.py", "--workdir=W"], "config file configs/nowhere.py cannot be read"),
+        ([TRAIN], "--workdir is required"),
+        ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
+        ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
+        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=[0] must be whole numbers"),
+        ([TRAIN, "--workdir=W", "--config.targets=gray"], "targets='gray' is not known; choose from grey"),
+        ([TRAIN, "--workdir=W", "--config.task=quadrant"], "task='quadrant' is not known; choose from quadrants"),
+        ([TRAIN, "--workdir=W", "--config.cvae.objective.name=elbow"], "objective.name='elbow' is not known"),
+        ([TRAIN, "--workdir=W", "--config.cvae.optimizer.schedule=x"], "optimizer.schedule='x' is not known"),
+        ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "set image_shape to match the data"),
+        ([TRAIN, "--workdir=W", "--wrkdir=W"], "Unknown command line flag 'wrkdir'"),
+        ([TRAIN, "--workdir=W", "more"], "unexpected argument 'more'"),
+        (["--config=configs/mnist_quadrants.py", "--workdir=W", "--config.data.dir=/nowhere"], "'/nowhere' is not a"),
+    ],
+)
+def test_bad_flags_of_train_are_one_line(arguments, expected, tmp_path):
+    arguments = [argument.replace("=W", f"={tmp_path / 'workdir'}") for argument in arguments]
+    result = run("train.py", *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert expected in result.stderr
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_bad_flags_of_eval_are_one_line(trained, tmp_path):
+    workdir = next(iter(trained.values()))
+    for arguments, expected in [
+        ([f"--workdir={tmp_path}"], "holds no run (config.json is missing); train there first"),
+        ([f"--workdir={workdir}", "--estimator=foo"], "estimator='foo' is not known; choose from elbo, mc, is"),
+        ([f"--workdir={workdir}", "--num_samples=0"], "num_samples=0 must be a whole number of at least 1"),
+        ([f"--workdir={workdir}", "--num_examples=-1"], "num_examples=-1 must not be negative"),
+        ([f"--workdir={workdir}", "--split=dev"], "--split=dev: value should be one of"),
+        ([], "--workdir is required"),
+    ]:
+        result = run("eval.py", *arguments)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert expected in result.stderr

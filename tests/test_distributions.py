@@ -1,0 +1,171 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from scipy import integrate, special, stats
+
+from cvae_jax.distributions import MAX_LOG_SCALE, Bernoulli, Normal, bounded_normal, draw_latent
+
+RNG = np.random.default_rng(0)
+MEAN, SCALE = RNG.normal(size=(4, 3)), np.exp(RNG.normal(size=(4, 3)))
+OTHER_MEAN, OTHER_SCALE = RNG.normal(size=(4, 3)), np.exp(RNG.normal(size=(4, 3)))
+VALUE = RNG.normal(size=(4, 3)) * 5
+LOGITS = RNG.normal(size=(4, 3)) * 3
+SIGMAS = 4.5
+
+
+def f32(array):
+    return jnp.asarray(array, jnp.float32)
+
+
+def samples(distribution, count):
+    """float64 [count, ...] of a distribution whose batch has one example."""
+    keys = jax.random.split(jax.random.key(0), (count, 1))
+    return np.asarray(jax.jit(jax.vmap(distribution.sample))(keys), np.float64)[:, 0]
+
+
+def test_normal_log_prob():
+    found = Normal(f32(MEAN), f32(SCALE)).log_prob(f32(VALUE))
+    np.testing.assert_allclose(found, stats.norm.logpdf(VALUE, MEAN, SCALE), rtol=1e-5)
+    np.testing.assert_allclose(found, dist.Normal(f32(MEAN), f32(SCALE)).log_prob(f32(VALUE)), rtol=1e-5)
+
+
+def test_normal_kl():
+    found = Normal(f32(MEAN), f32(SCALE)).kl(Normal(f32(OTHER_MEAN), f32(OTHER_SCALE)))
+
+    def integrand(z, m, s, om, os):
+        return stats.norm.pdf(z, m, s) * (stats.norm.logpdf(z, m, s) - stats.norm.logpdf(z, om, os))
+
+    for one, *parameters in zip(*map(np.ravel, (found, MEAN, SCALE, OTHER_MEAN, OTHER_SCALE)), strict=True):
+        m, s = parameters[:2]
+        wanted, _ = integrate.quad(integrand, m - 12 * s, m + 12 * s, tuple(parameters))
+        assert one == pytest.approx(wanted, rel=1e-5)
+    by_numpyro = dist.kl_divergence(dist.Normal(f32(MEAN), f32(SCALE)), dist.Normal(f32(OTHER_MEAN), f32(OTHER_SCALE)))
+    np.testing.assert_allclose(found, by_numpyro, rtol=1e-5)
+
+
+def test_normal_sample():
+    drawn = samples(Normal(f32(MEAN[:1]), f32(SCALE[:1])), 20_000)
+    for unit in range(3):
+        assert stats.kstest(drawn[:, unit], stats.norm(MEAN[0, unit], SCALE[0, unit]).cdf).pvalue > 1e-5
+    assert np.abs(np.corrcoef(drawn.T)[np.triu_indices(3, 1)]).max() < SIGMAS / np.sqrt(20_000)
+
+
+def test_a_sample_is_reparameterised():
+    keys = jax.random.split(jax.random.key(0), 4)
+    by_mean, by_scale = jax.grad(lambda m, s: Normal(m, s).sample(keys).sum(), (0, 1))(f32(MEAN), f32(SCALE))
+    noise = (Normal(f32(MEAN), f32(SCALE)).sample(keys) - f32(MEAN)) / f32(SCALE)
+    np.testing.assert_allclose(by_mean, 1)
+    np.testing.assert_allclose(by_scale, noise, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_depends_on_its_own_key_alone():
+    keys = jax.random.split(jax.random.key(0), 4)
+    for distribution in (Normal(f32(MEAN), f32(SCALE)), Bernoulli(f32(LOGITS))):
+        first = jax.tree.map(lambda leaf: leaf[:1], distribution)
+        np.testing.assert_array_equal(distribution.sample(keys)[:1], first.sample(keys[:1]))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_bernoulli_log_prob(value):
+    values = jnp.full((4, 3), value)
+    found = Bernoulli(f32(LOGITS)).log_prob(values)
+    # Sums over pixels are what counts, so an absolute bound too: the rounding of the logit.
+    np.testing.assert_allclose(found, stats.bernoulli.logpmf(value, special.expit(LOGITS)), rtol=1e-6, atol=1e-6)
+    with jax.numpy_dtype_promotion("standard"):  # NumPyro mixes bool and float
+        by_numpyro = dist.BernoulliLogits(f32(LOGITS)).log_prob(values)
+    np.testing.assert_allclose(found, by_numpyro, rtol=1e-6, atol=1e-6)
+
+
+def test_bernoulli_log_prob_of_grey_is_the_cross_entropy():
+    grey = RNG.uniform(size=(4, 3))
+    p = special.expit(LOGITS)
+    wanted = special.xlogy(grey, p) + special.xlog1py(1 - grey, -p)
+    np.testing.assert_allclose(Bernoulli(f32(LOGITS)).log_prob(f32(grey)), wanted, rtol=1e-5)
+
+
+def test_bernoulli_mean_and_sample():
+    distribution = Bernoulli(f32(LOGITS[:1]))
+    p = special.expit(LOGITS[0])
+    np.testing.assert_allclose(distribution.mean[0], p, rtol=1e-5)
+    drawn = samples(distribution, 20_000)
+    assert set(np.unique(drawn)) == {0.0, 1.0}
+    assert (np.abs(drawn.mean(0) - p) < SIGMAS * np.sqrt(p * (1 - p) / 20_000)).all()
+
+
+@pytest.mark.parametrize("logit", [-100.0, 100.0])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_bernoulli_at_extreme_logits(logit, value):
+    def log_prob_of(logit):
+        return Bernoulli(logit).log_prob(jnp.float32(value))
+
+    log_prob, gradient = jax.value_and_grad(log_prob_of)(jnp.float32(logit))
+    # log p = value * logit - log(1 + e^logit)
+    assert log_prob == pytest.approx(value * logit - np.logaddexp(0, logit), rel=1e-6, abs=1e-40)
+    assert gradient == pytest.approx(value - special.expit(logit), rel=1e-6, abs=1e-40)
+
+
+@pytest.mark.parametrize("log_scale", [-1e4, -20.0, 0.0, 20.0, 1e4])
+def test_bounded_normal(log_scale):
+    def log_of_scale(log_scale):
+        return jnp.log(bounded_normal(jnp.float32(0), log_scale).scale)
+
+    value, gradient = jax.value_and_grad(log_of_scale)(jnp.float32(log_scale))
+    assert value == pytest.approx(MAX_LOG_SCALE * np.tanh(log_scale / MAX_LOG_SCALE), abs=1e-5)
+    assert gradient == pytest.approx(1 - np.tanh(log_scale / MAX_LOG_SCALE) ** 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("posterior", [-1e4, 1e4])
+@pytest.mark.parametrize("prior", [-1e4, 1e4])
+def test_kl_of_bounded_normals_does_not_overflow(posterior, prior):
+    def kl(parameters):
+        mean, log_scale, other_mean, other_log_scale = parameters
+        return bounded_normal(mean, log_scale).kl(bounded_normal(other_mean, other_log_scale))
+
+    parameters = jnp.array([1e4, posterior, -1e4, prior])
+    value, gradient = jax.value_and_grad(kl)(parameters)
+    s, o = np.exp(np.clip([posterior, prior], -7, 7))
+    assert value == pytest.approx(np.log(o / s) + (s**2 + 2e4**2) / (2 * o**2) - 0.5, rel=1e-4)
+    assert np.isfinite(gradient).all()
+
+
+def latent(proposal, z=None, with_posterior=True):
+    prior, posterior = Normal(f32(MEAN), f32(SCALE)), Normal(f32(OTHER_MEAN), f32(OTHER_SCALE))
+    keys = jax.random.split(jax.random.key(0), 4)
+    return draw_latent(prior, posterior if with_posterior else None, keys, proposal, z)
+
+
+@pytest.mark.parametrize("proposal", ["recognition", "prior", "prior_mean", "given"])
+def test_draw_latent_scores_z_under_both(proposal):
+    drawn = latent(proposal, f32(VALUE) if proposal == "given" else None)
+    z = np.asarray(drawn.z, np.float64)
+    np.testing.assert_allclose(drawn.log_p_z, stats.norm.logpdf(z, MEAN, SCALE).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(drawn.log_q_z, stats.norm.logpdf(z, OTHER_MEAN, OTHER_SCALE).sum(1), rtol=1e-5)
+
+
+def test_draw_latent_takes_z_from_where_it_says():
+    keys = jax.random.split(jax.random.key(0), 4)
+    np.testing.assert_array_equal(latent("recognition").z, Normal(f32(OTHER_MEAN), f32(OTHER_SCALE)).sample(keys))
+    np.testing.assert_array_equal(latent("prior").z, Normal(f32(MEAN), f32(SCALE)).sample(keys))
+    np.testing.assert_array_equal(latent("prior_mean").z, f32(MEAN))
+    np.testing.assert_array_equal(latent("given", f32(VALUE)).z, f32(VALUE))
+
+
+def test_draw_latent_without_a_posterior():
+    drawn = latent("prior", with_posterior=False)
+    assert np.isfinite(drawn.log_p_z).all()
+    assert np.isnan(drawn.log_q_z).all() and np.isnan(drawn.kl).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recognition", None, False), "needs y"),
+        (("given", None), "needs the z to score"),
+        (("posterior", None), "unknown proposal 'posterior'"),
+    ],
+)
+def test_draw_latent_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        latent(*arguments)

@@ -1,0 +1,180 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mnist_quadrants
+from cvae_jax import inference, keys, objectives
+from cvae_jax.errors import UserError
+from cvae_jax.tasks import quadrants
+
+SIGMAS = 4.5
+
+
+def task_of(number=1, **changes):
+    """The task on 8x8 images with tiny networks."""
+    config = mnist_quadrants.get_config(f"{number},smoke")
+    config.update(changes)
+    return quadrants.make_task(config)
+
+
+def batch_of(task, image, key=0):
+    count = len(image)
+    index = jnp.arange(count)
+    example_keys = keys.per_example(jax.random.key(key), index)
+    return task.batch({"image": jnp.asarray(image, jnp.uint8)}, index, jnp.ones(count), example_keys, True)
+
+
+def some_images(count=3):
+    return np.random.default_rng(0).integers(1, 256, (count, 8, 8))
+
+
+@pytest.mark.parametrize("half", [4, 14])
+def test_observed_quadrants(half):
+    see, hide = np.ones((half, half)), np.zeros((half, half))
+    wanted = {
+        1: [[hide, hide], [see, hide]],
+        2: [[see, hide], [see, hide]],
+        3: [[see, see], [see, hide]],
+    }
+    for number, blocks in wanted.items():
+        found = quadrants.observed_quadrants(number, (2 * half, 2 * half))
+        np.testing.assert_array_equal(found, np.block(blocks))
+
+
+def test_four_quadrants_leave_nothing_to_predict():
+    with pytest.raises(UserError, match="quadrants=4"):
+        quadrants.observed_quadrants(4, (8, 8))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_input_and_targets_partition_the_image(number):
+    images = some_images()
+    batch = batch_of(task_of(number), images)
+    observed = np.broadcast_to(quadrants.observed_quadrants(number, (8, 8)), images.shape)
+    np.testing.assert_array_equal(batch.weight, 1 - observed)
+    np.testing.assert_allclose(batch.x, observed * images / 255, rtol=1e-6)
+    np.testing.assert_allclose(batch.x + batch.weight * batch.y, images / 255, rtol=1e-6)
+
+
+def test_threshold_targets():
+    images = np.full((1, 8, 8), 127)
+    images[0, :, 4:] = 128
+    batch = batch_of(task_of(targets="threshold"), images)
+    np.testing.assert_array_equal(batch.y, images == 128)
+
+
+def test_dynamic_targets():
+    task = task_of(targets="dynamic")
+    images = np.tile(some_images(1), (4000, 1, 1))
+    batch = batch_of(task, images)
+    drawn = np.asarray(batch.y, np.float64)
+    assert set(np.unique(drawn)) == {0, 1}
+    p = images[0] / 255
+    assert (np.abs(drawn.mean(0) - p) <= SIGMAS * np.sqrt(p * (1 - p) / 4000)).all()
+    np.testing.assert_array_equal(batch.x + batch.weight * batch.y, batch.y)  # input and target are one drawn image
+    assert (batch_of(task, images, key=1).y != batch.y).any()
+    np.testing.assert_array_equal(batch_of(task, images).y, batch.y)
+
+
+def test_unknown_targets():
+    with pytest.raises(UserError, match=r"targets='binary' .*grey, threshold, dynamic"):
+        task_of(targets="binary")
+
+
+def init(task, batch):
+    """Variables of the baseline and of the CVAE."""
+    baseline, cvae = (stage.model for stage in task.stages)
+    frozen, variables = (jax.jit(model.init)(jax.random.key(0), batch) for model in (baseline, cvae))
+    return (baseline, frozen), (cvae, {**variables, "frozen": {"baseline": frozen}})
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_observed_pixels_of_y_do_not_count(stage):
+    task = task_of(3)
+    batch = batch_of(task, some_images())
+    model, variables = init(task, batch)[stage]
+    sample_keys = keys.per_example(jax.random.key(0), batch.index)
+
+    @jax.jit
+    @jax.grad
+    def gradient(y):
+        encoding = model.encode(variables, batch._replace(y=y))
+        draw = jax.tree.map(lambda leaf: leaf[None], model.draw(variables, encoding, sample_keys, "recognition"))
+        return objectives.elbo(lambda proposal: draw)[0].sum() + objectives.iwae(lambda proposal: draw)[0].sum()
+
+    by_pixel = np.asarray(gradient(batch.y))
+    hidden = np.asarray(batch.weight) == 1
+    assert (by_pixel[~hidden] == 0).all()
+    assert (by_pixel[hidden] != 0).all()
+
+
+def test_the_hidden_pixels_are_not_seen_when_predicting():
+    task = task_of()
+    images = some_images() / 255
+    known = task.observe(images)
+    assert known.y is None
+    other = task.observe(np.where(np.asarray(known.weight) > 0, 1 - images, images))
+    predict = jax.jit(inference.predict, static_argnums=0)
+    for model, variables in init(task, known):
+        found = predict(model, variables, known)
+        np.testing.assert_array_equal(found, predict(model, variables, other))
+        np.testing.assert_array_equal(found, predict(model, variables, known._replace(y=jnp.asarray(images))))
+
+
+def dense(*widths):
+    """Parameters of fully connected layers with biases."""
+    return sum(inputs * outputs + outputs for inputs, outputs in itertools.pairwise(widths))
+
+
+def test_networks_of_the_seed():
+    task = quadrants.make_task(mnist_quadrants.get_config("1"))
+    batch = task.observe(np.zeros((1, 28, 28)))
+
+    def count(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    baseline, cvae = (jax.eval_shape(stage.model.init, jax.random.key(0), batch)["params"] for stage in task.stages)
+    assert count(baseline) == dense(784, 500, 500, 784) == 1_035_784
+    assert {name: count(network) for name, network in cvae.items()} == {
+        "prior_net": dense(784, 500, 500, 2 * 200),
+        "recognition_net": dense(784, 500, 500, 2 * 200),
+        "generation_net": dense(200, 500, 500, 784),
+    }
+    assert (count(cvae["prior_net"]), count(cvae["generation_net"])) == (843_400, 743_784)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((8, 8)), None, r"x has shape \(8, 8\), expected \[batch, 8, 8\]"),
+        (np.zeros((2, 8, 7)), None, r"x has shape \(2, 8, 7\)"),
+        (np.zeros((2, 64)), None, r"x has shape \(2, 64\)"),
+        (np.zeros((2, 8, 8)), np.zeros((2, 28, 28)), r"y has shape \(2, 28, 28\)"),
+        (np.zeros((2, 8, 8)), np.zeros((3, 8, 8)), "2 .*3"),
+        (np.full((2, 8, 8), 255.0), None, r"x has values outside \[0, 1\]"),
+        (np.full((2, 8, 8), -0.1), None, r"x has values outside \[0, 1\]"),
+        (np.full((2, 8, 8), np.nan), None, "x has values .* NaN"),
+        (np.zeros((2, 8, 8)), np.full((2, 8, 8), np.nan), "y has values .* NaN"),
+    ],
+)
+def test_observe_errors(x, y, message):
+    with pytest.raises(UserError, match=message):
+        task_of().observe(x, y)
+
+
+def test_panels_show_what_was_observed_as_it_was():
+    task = task_of()
+    images = some_images() / 255
+    batch = task.observe(images, images)
+    samples = np.random.default_rng(1).uniform(size=(2, 3, 8, 8)).astype(np.float32)
+    panels = task.panels(batch, {"baseline": samples[:1], "cvae": samples})
+    assert list(panels) == ["input", "truth", "baseline", "sample 1", "sample 2"]
+    hidden = np.asarray(batch.weight) == 1
+    assert np.isnan(panels["input"][hidden]).all()
+    np.testing.assert_allclose(panels["input"][~hidden], images[~hidden], rtol=1e-6)
+    np.testing.assert_allclose(panels["truth"], images, rtol=1e-6)
+    for name, sample in zip(["baseline", "sample 1", "sample 2"], [samples[0], *samples], strict=True):
+        np.testing.assert_allclose(panels[name], np.where(hidden, sample, images), rtol=1e-6)

@@ -1,0 +1,64 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cvae_jax import schedules
+from cvae_jax.errors import UserError
+
+
+def settings(**changes):
+    defaults = {"learning_rate": 0.01, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0}
+    return SimpleNamespace(**{**defaults, **changes})
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 25])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_learning_rate(schedule, warmup):
+    num_steps = 100
+    steps = np.arange(num_steps + 1)
+    with jax.numpy_dtype_promotion("standard"):  # Optax's cosine mixes int32 and float32
+        rate = jax.vmap(schedules.learning_rate(settings(schedule=schedule, warmup_steps=warmup), num_steps))(steps)
+
+    progress = (steps - warmup) / (num_steps - warmup)
+    after = 0.5 * (1 + np.cos(np.pi * progress)) if schedule == "cosine" else 1.0
+    wanted = 0.01 * np.where(steps < warmup, steps / max(warmup, 1), after)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-5, atol=1e-9)
+
+
+def adamw(params, grads, rate, weight_decay):
+    """Decoupled Adam in NumPy (Loshchilov and Hutter 2019): the parameters after each gradient."""
+    first = second = np.zeros_like(params)
+    for count, grad in enumerate(grads, 1):
+        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
+        step = (first / (1 - 0.9**count)) / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
+        params = params - rate * (step + weight_decay * params)
+        yield params
+
+
+@pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (0.0, 0.1), (0.5, 0.0), (0.5, 0.1)])
+def test_optimizer(clip_norm, weight_decay):
+    grads = np.array([[3.0, -4.0], [0.3, 0.1], [-2.0, 0.5], [0.0, 7.0]])  # norms on both sides of 0.5
+    norms = np.linalg.norm(grads, axis=1, keepdims=True)
+    clipped = grads * np.minimum(1, clip_norm / norms) if clip_norm else grads
+    optimizer = schedules.optimizer(settings(clip_norm=clip_norm, weight_decay=weight_decay), 100)
+    params = jnp.array([1.0, -2.0])
+    state = optimizer.init(params)
+    for grad, wanted in zip(grads, adamw(np.array([1.0, -2.0]), clipped, 0.01, weight_decay), strict=True):
+        updates, state = optimizer.update(jnp.asarray(grad, jnp.float32), state, params)
+        params = params + updates
+        np.testing.assert_allclose(params, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "linear"}, "optimizer.schedule='linear'"),
+        ({"warmup_steps": 100}, "optimizer.warmup_steps=100"),
+    ],
+)
+def test_errors_name_the_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        schedules.learning_rate(settings(**changes), 100)

@@ -1,0 +1,225 @@
+"""The loop: resumed runs, damaged checkpoints, divergence, devices, and what a step does."""
+
+import json
+import logging
+import math
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import kill
+import numpy as np
+import pytest
+
+import cvae_jax
+from configs import digits_quadrants
+from cvae_jax import data, metrics, parallel, tasks, training
+from cvae_jax.checkpoints import Checkpoints
+from cvae_jax.errors import DivergenceError, UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def small_config(**changes):
+    config = digits_quadrants.get_config("1,smoke")
+    for stage in (config.baseline, config.cvae):
+        stage.update(hidden=(16,), checkpoint_every=1, figure_every=0)
+    config.cvae.latent = 4
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+class Interrupted(BaseException):
+    """Stands for whatever ends a process."""
+
+
+def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path, monkeypatch):
+    config = small_config()
+    cvae_jax.train(config, str(tmp_path / "whole"))
+    write, rows = metrics.Log.write, 0
+
+    def write_and_fail(self, *arguments):
+        nonlocal rows
+        write(self, *arguments)
+        rows += 1
+        if rows in (2, 7):  # after the row is written and before its checkpoint: once in each stage
+            raise Interrupted
+
+    monkeypatch.setattr(metrics.Log, "write", write_and_fail)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            cvae_jax.train(config, str(tmp_path / "cut"))
+    cvae_jax.train(config, str(tmp_path / "cut"))
+    assert rows > 8  # rows were written twice, and cut
+    assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
+
+
+def test_sigkill_leaves_the_same_bytes(tmp_path):
+    kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=2, folder=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(tmp_path, caplog):
+    config = small_config()
+    cvae_jax.train(config, str(tmp_path / "whole"))
+    cvae_jax.train(config, str(tmp_path / "hurt"))
+    checkpoints = Checkpoints(tmp_path / "hurt" / "checkpoints" / "cvae")
+    newest = checkpoints.directory / str(checkpoints.steps()[0])
+    victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "cvae_jax"):
+        loaded = cvae_jax.load(str(tmp_path / "hurt"))
+    assert str(newest) in caplog.text and "damaged" in caplog.text
+    assert "has not finished training" in caplog.text and loaded.stages[-1].name == "cvae"
+    cvae_jax.train(config, str(tmp_path / "hurt"))
+    assert kill.fingerprint(tmp_path / "hurt") == kill.fingerprint(tmp_path / "whole")
+
+
+def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
+    config = small_config(**{"cvae.optimizer.learning_rate": 1e30, "cvae.optimizer.schedule": "constant"})
+    with pytest.raises(
+        DivergenceError, match=r"cvae: .*loss.* not finite at step \d+; there is no checkpoint"
+    ) as error:
+        cvae_jax.train(config, str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert [row["stage"] for row in metrics.read(tmp_path)] == ["baseline"] * 4
+    assert not Checkpoints(tmp_path / "checkpoints" / "cvae").steps()
+    assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps()
+
+
+def test_check_finite_names_the_first_bad_step():
+    terms = {"loss": np.array([1.0, 2.0, np.nan]), "kl": np.array([1.0, np.inf, 1.0])}
+    stage = tasks.make_task(small_config()).stages[0]
+    with pytest.raises(DivergenceError, match="kl not finite at step 11;"):
+        training.check_finite(stage, 10, terms, Checkpoints(pathlib.Path("nowhere")))
+
+
+def test_early_stopping_hands_on_the_best_weights(tmp_path):
+    config = small_config(**{"baseline.epochs": 60, "baseline.patience": 2, "baseline.optimizer.learning_rate": 0.03})
+    config.baseline.optimizer.schedule = "constant"
+    cvae_jax.train(config, str(tmp_path))
+    rows = [row for row in metrics.read(tmp_path) if row["stage"] == "baseline"]
+    losses = [row["valid/loss"] for row in rows]
+    best = int(np.argmin(losses))
+    assert len(rows) == best + 1 + 2 < 60
+    loaded = cvae_jax.load(str(tmp_path))
+    model, variables = loaded.model("baseline")
+    arrays = data.load(config.data, loaded.task.raw)["valid"]
+    index = jnp.arange(200)
+    unused = jax.vmap(jax.random.key)(index)
+    batch = loaded.task.batch({"image": jnp.asarray(arrays["image"])}, index, jnp.ones(200), unused, False)
+    loss = -model.draw(variables, model.encode(variables, batch), unused, "prior").log_p_y.mean()
+    np.testing.assert_allclose(loss, losses[best], rtol=1e-5)
+
+
+def test_averaged_weights_and_adam_against_numpy():
+    """Two steps of the loop on a stage with one parameter, worked out by hand in float64."""
+    config = small_config(**{"baseline.averaging": 0.5, "baseline.optimizer.weight_decay": 0.1})
+    config.baseline.optimizer.schedule = "constant"
+    task = tasks.make_task(config)
+    stage = task.stages[0]
+    arrays = data.load(config.data, task.raw)["train"]
+    mesh = parallel.make_mesh()
+    place = parallel.replicated(mesh)
+    functions = training.make_functions(stage, task, mesh, 1297, 200)
+    optimizer = training.make_optimizer(stage, 1297)
+    # Jitted, so that no two leaves of the state share a buffer: it is donated.
+    start = parallel.jit(lambda seed: training.init_state(stage, task, optimizer, seed), mesh)(jnp.int32(0))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start.variables["params"])
+    order = training.epoch_order(0, 0, 1297)[:64].reshape(2, 32)
+    state, _ = functions.train_steps(
+        start, {}, jax.device_put({"image": arrays["image"]}, place), jax.device_put(order, place)
+    )
+
+    def gradient(params, index):
+        image = arrays["image"][index].astype(np.float64) / 255
+        mask = np.zeros((8, 8))
+        mask[4:, :4] = 1
+        x, target, hidden = (image * mask).reshape(len(index), -1), image.reshape(len(index), -1), 1 - mask.reshape(-1)
+        first, second = params["Dense_0"], params["Dense_1"]
+        pre = x @ first["kernel"] + first["bias"]
+        logits = np.maximum(pre, 0) @ second["kernel"] + second["bias"]
+        d_logits = hidden * (1 / (1 + np.exp(-logits)) - target) / len(index)
+        d_pre = (d_logits @ second["kernel"].T) * (pre > 0)
+        return {
+            "Dense_0": {"kernel": x.T @ d_pre, "bias": d_pre.sum(0)},
+            "Dense_1": {"kernel": np.maximum(pre, 0).T @ d_logits, "bias": d_logits.sum(0)},
+        }
+
+    average, first, second = params, jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
+    for step, index in enumerate(order):
+        grads = gradient(params, index)
+        first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
+        second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
+        scale, root = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+        params = jax.tree.map(
+            lambda p, m, v, a=scale, b=root: p - 1e-3 * (m / a / (np.sqrt(v / b) + 1e-8) + 0.1 * p),
+            params,
+            first,
+            second,
+        )
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, params)
+    for found, wanted in ((state.variables, params), (state.averaged, average)):
+        jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=2e-6), found["params"], wanted)
+
+
+def test_epoch_order_is_a_permutation_of_seed_and_epoch():
+    order = training.epoch_order(3, 5, 1000)
+    assert sorted(order) == list(range(1000))
+    np.testing.assert_array_equal(order, training.epoch_order(3, 5, 1000))
+    assert (order != training.epoch_order(3, 6, 1000)).mean() > 0.9
+    assert (order != training.epoch_order(4, 5, 1000)).mean() > 0.9
+
+
+def test_one_and_eight_devices_follow_the_same_path(tmp_path):
+    rows = {}
+    for devices in (1, 8):
+        script = (
+            "import sys, jax; sys.path[:0] = [{root!r}, {tests!r}]; import cvae_jax, test_training as t;"
+            "assert jax.device_count() == {devices};"
+            "cvae_jax.train(t.small_config(**{{'cvae.patience': 0, 'baseline.patience': 0}}), {workdir!r})"
+        ).format(root=str(ROOT), tests=str(ROOT / "tests"), devices=devices, workdir=str(tmp_path / str(devices)))
+        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PATH": "/usr/bin:/bin"}
+        subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=ROOT)
+        rows[devices] = metrics.read(tmp_path / str(devices))
+    assert len(rows[1]) == len(rows[8]) == 8
+    for one, eight in zip(rows[1], rows[8], strict=True):
+        for name, value in one.items():
+            if name not in ("stage", "epoch", "step"):
+                assert math.isclose(value, eight[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
+
+
+@pytest.mark.parametrize("batch_size", [0, 2000, 33])
+def test_batch_sizes_that_cannot_be(batch_size, tmp_path):
+    with pytest.raises(UserError, match=rf"baseline.batch_size={batch_size}"):
+        cvae_jax.train(small_config(**{"baseline.batch_size": batch_size}), str(tmp_path))
+
+
+def test_a_workdir_of_another_config_is_refused_and_unharmed(tmp_path):
+    cvae_jax.train(small_config(), str(tmp_path))
+    before = kill.fingerprint(tmp_path)
+    with pytest.raises(UserError, match=r"cvae.latent: 4 there, 5 now"):
+        cvae_jax.train(small_config(**{"cvae.latent": 5}), str(tmp_path))
+    assert kill.fingerprint(tmp_path) == before
+    # Data may move: that changes no number.
+    cvae_jax.train(small_config(**{"data.dir": "/elsewhere"}), str(tmp_path))
+
+
+def test_an_unwritable_workdir_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to workdir"):
+        cvae_jax.train(small_config(), str(tmp_path / "file" / "workdir"))
+
+
+def test_metrics_hold_every_term_and_no_clock(tmp_path):
+    cvae_jax.train(small_config(), str(tmp_path))
+    row = json.loads((tmp_path / metrics.FILE).read_text().splitlines()[-1])
+    terms = {"loss", "log_p_y", "kl"}
+    assert {name for name in row if name.startswith("valid/")} == {f"valid/{term}" for term in terms}
+    assert {name for name in row if name.startswith("train/")} == {f"train/{t}" for t in terms | {"gradient_norm"}}
+    assert set(row) - {name for name in row if "/" in name} == {"stage", "step", "epoch", "best_loss"}
