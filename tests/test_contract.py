@@ -13,15 +13,25 @@ def test_linear_gaussian():
     contract.check_model(linear_gaussian.MODEL, variables, linear_gaussian.batch_of(*linear_gaussian.data(4)))
 
 
-@pytest.fixture(scope="module")
-def quadrants():
+def task_of(number, network):
+    config = mnist_quadrants.get_config(f"{number},smoke")
+    config.cvae.network = network
+    return tasks.make_task(config)
+
+
+def moved(variables):
+    """Away from where networks start: there q may equal p, and a wrong KL would be 0 like the right one."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), variables)
+
+
+@pytest.fixture(scope="module", params=["plain", "residual"])
+def quadrants(request):
     """The models and their variables, and a batch for each number of quadrants: the mask is in the batch alone."""
     images = np.random.default_rng(0).uniform(size=(3, 8, 8))
-    made = [tasks.make_task(mnist_quadrants.get_config(f"{number},smoke")) for number in (1, 2, 3)]
-    batches = {number: task.observe(images, images) for number, task in enumerate(made, 1)}
-    baseline, cvae = (stage.model for stage in made[0].stages)
-    frozen = jax.jit(baseline.init)(jax.random.key(0), batches[1])
-    variables = jax.jit(cvae.init)(jax.random.key(1), batches[1])
+    batches = {number: task_of(number, request.param).observe(images, images) for number in (1, 2, 3)}
+    baseline, cvae = (stage.model for stage in task_of(1, request.param).stages)
+    frozen, variables = (moved(jax.jit(model.init)(jax.random.key(0), batches[1])) for model in (baseline, cvae))
     return (baseline, frozen), (cvae, {**variables, "frozen": {"baseline": frozen}}), batches
 
 

@@ -10,11 +10,13 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import objectives
-from cvae_jax.distributions import Bernoulli, Normal, draw_latent, sum_per_example
+from cvae_jax.distributions import Bernoulli, Latent, bounded_normal, draw_latent, sum_per_example
 from cvae_jax.errors import UserError
 from cvae_jax.inference import predict
+from cvae_jax.keys import per_example
 from cvae_jax.model import Batch, Draw, Model, Proposal, Stage, Task, Train, Variables
 from cvae_jax.networks.mlp import MLP, GaussianMLP
+from cvae_jax.networks.residual import SMALL_INIT, ResidualBlock, ResidualMLP
 
 TARGETS = ("grey", "threshold", "dynamic")
 
@@ -65,8 +67,8 @@ def make_baseline(shape: tuple[int, int], hidden: Sequence[int]) -> Model:
     return Model(init, encode, draw)
 
 
-class CVAENetworks(nn.Module):
-    """The three networks of the CVAE; the generation network sees only z."""
+class PlainCVAE(nn.Module):
+    """The networks of Sohn et al. as in Pyro's tutorial: one z, and the generation network sees nothing else."""
 
     pixels: int
     hidden: Sequence[int]
@@ -77,54 +79,108 @@ class CVAENetworks(nn.Module):
         self.recognition_net = GaussianMLP(self.hidden, self.latent)
         self.generation_net = MLP(self.hidden, self.pixels)
 
-    def __call__(self, image: Array) -> Array:
-        """Touches every network, so that init creates all parameters."""
-        return self.generation_net(self.prior_net(image).mean + self.recognition_net(image).mean)
+    def encode(self, batch: Batch, guess: Array) -> dict[str, Any]:
+        """p(z|x) from the image completed with the baseline's guess, q(z|x,y) from the whole image."""
+        prior = self.prior_net(complete(batch.x, batch.weight, guess))
+        if batch.y is None:
+            return {"prior": prior, "posterior": None}
+        return {"prior": prior, "posterior": self.recognition_net(complete(batch.x, batch.weight, batch.y))}
 
-    def prior(self, image: Array) -> Normal:
-        """p(z|x) from the image completed with the baseline's guess, [batch, pixels]."""
-        return self.prior_net(image)
-
-    def recognition(self, image: Array) -> Normal:
-        """q(z|x,y) from the whole image, [batch, pixels]."""
-        return self.recognition_net(image)
-
-    def generation(self, z: Array) -> Array:
-        """Logits of p(y|x,z), [batch, pixels]."""
-        return self.generation_net(z)
+    def decode(
+        self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: tuple[Array] | None
+    ) -> tuple[tuple[Latent], Array]:
+        """The stochastic unit, and the logits of p(y|x,z), [batch, pixels]."""
+        given = None if z is None else z[0]
+        unit = draw_latent(encoding["prior"], encoding["posterior"], keys, proposal, given)
+        return (unit,), self.generation_net(unit.z)
 
 
-def make_cvae(shape: tuple[int, int], hidden: Sequence[int], latent: int, baseline: Model) -> Model:
-    """The conditional VAE whose prior network sees the frozen baseline's guess."""
-    networks = CVAENetworks(shape[0] * shape[1], hidden, latent)
+class ResidualCVAE(nn.Module):
+    """A stronger CVAE: p(z1|x) p(z2|x,z1), residual networks, x seen by all of them and the baseline by none.
 
-    def apply(variables: Variables, method: str, inputs: Array) -> Any:
-        return networks.apply({"params": variables["params"]}, inputs, method=method)
+    Each q is given by what y changes about its p (means and log standard deviations are sums), so it begins at
+    the prior. Two units: half of `latent` each.
+    """
+
+    pixels: int
+    width: int
+    latent: int
+
+    def setup(self) -> None:  # noqa: D102
+        dense, outputs = nn.Dense, self.latent // 2 * 2
+        self.x_net = ResidualMLP(self.width)
+        self.y_net = ResidualMLP(self.width)
+        self.prior_net = [dense(outputs, kernel_init=SMALL_INIT) for _ in range(2)]
+        self.recognition_features = [dense(self.width) for _ in range(2)]
+        self.recognition_state = dense(self.width, use_bias=False)
+        self.recognition_net = [dense(outputs, kernel_init=SMALL_INIT) for _ in range(2)]
+        self.generation_x = dense(self.width)
+        self.generation_z = [dense(self.width, use_bias=False) for _ in range(2)]
+        self.generation_norm = [nn.LayerNorm() for _ in range(2)]
+        self.generation_block = ResidualBlock()
+        self.generation_out = dense(self.pixels, kernel_init=SMALL_INIT)
+
+    def encode(self, batch: Batch, guess: Array) -> dict[str, Any]:
+        """p(z1|x), what the generation network makes of x, and what the recognition networks make of y."""
+        x = self.x_net(2 * batch.x.reshape(len(batch.x), -1) - 1)
+        encoding = {"prior": self.prior_net[0](x), "x": self.generation_x(x), "change": None, "seen": None}
+        if batch.y is not None:
+            y = self.y_net(2 * complete(batch.x, batch.weight, batch.y) - 1)
+            both = nn.gelu(self.recognition_features[0](jnp.concatenate([y, x], -1)))
+            encoding |= {"change": self.recognition_net[0](both), "seen": self.recognition_features[1](y)}
+        return encoding
+
+    def decode(
+        self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: tuple[Array, Array] | None
+    ) -> tuple[tuple[Latent, Latent], Array]:
+        """Both stochastic units, and the logits of p(y|x,z), [batch, pixels]."""
+        given = (None, None) if z is None else z
+        first_keys, second_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        first = self._unit(encoding["prior"], encoding["change"], first_keys, proposal, given[0])
+        state = encoding["x"] + self.generation_z[0](first.z)
+        features = nn.gelu(self.generation_norm[0](state))
+        change = None
+        if encoding["seen"] is not None:
+            change = self.recognition_net[1](nn.gelu(encoding["seen"] + self.recognition_state(features)))
+        second = self._unit(self.prior_net[1](features), change, second_keys, proposal, given[1])
+        state = self.generation_block(state + self.generation_z[1](second.z))
+        return (first, second), self.generation_out(nn.gelu(self.generation_norm[1](state)))
+
+    def _unit(self, prior: Array, change: Array | None, keys: Array, proposal: Proposal, z: Array | None) -> Latent:
+        """A stochastic unit whose posterior is the prior with its parameters changed."""
+        posterior = None if change is None else bounded_normal(*jnp.split(prior + change, 2, -1))
+        return draw_latent(bounded_normal(*jnp.split(prior, 2, -1)), posterior, keys, proposal, z)
+
+
+def make_cvae(networks: nn.Module, baseline: Model) -> Model:
+    """A conditional VAE of `encode` and `decode` as above, with the frozen baseline's guess handed to `encode`."""
+
+    def touch_all(module: Any, batch: Batch) -> Any:
+        return module.decode(module.encode(batch, batch.x), per_example(jax.random.key(0), batch.index), "prior", None)
 
     def init(key: Array, batch: Batch) -> Variables:
-        return {"params": networks.init(key, batch.x.reshape(len(batch.x), -1))["params"]}
+        return {"params": networks.init(key, batch, method=touch_all)["params"]}
 
     def encode(variables: Variables, batch: Batch, train: Train | None = None) -> dict[str, Any]:
         guess = predict(baseline, variables["frozen"]["baseline"], batch)
-        prior = apply(variables, "prior", complete(batch.x, batch.weight, guess))
-        posterior = None
-        if batch.y is not None:
-            posterior = apply(variables, "recognition", complete(batch.x, batch.weight, batch.y))
-        return {"prior": prior, "posterior": posterior, "y": batch.y, "weight": batch.weight}
+        encoding: Any = networks.apply({"params": variables["params"]}, batch, guess, method="encode")
+        return {"networks": encoding, "y": batch.y, "weight": batch.weight}
 
     def draw(
         variables: Variables,
         encoding: dict[str, Any],
         keys: Array,
         proposal: Proposal,
-        z: Array | None = None,
+        z: Any = None,
         train: Train | None = None,
     ) -> Draw:
-        latent = draw_latent(encoding["prior"], encoding["posterior"], keys, proposal, z)
-        weight = encoding["weight"]
-        p_y = Bernoulli(apply(variables, "generation", latent.z).reshape(weight.shape))
-        log_p_y = log_likelihood(p_y, encoding["y"], weight)
-        return Draw(latent.z, log_p_y, latent.log_p_z, latent.log_q_z, latent.kl, p_y)
+        params = {"params": variables["params"]}
+        result: Any = networks.apply(params, encoding["networks"], keys, proposal, z, method="decode")
+        units, logits = result
+        p_y = Bernoulli(logits.reshape(encoding["weight"].shape))
+        log_p_y = log_likelihood(p_y, encoding["y"], encoding["weight"])
+        log_p_z, log_q_z = sum(unit.log_p_z for unit in units), sum(unit.log_q_z for unit in units)
+        return Draw(tuple(u.z for u in units), log_p_y, log_p_z, log_q_z, tuple(u.kl for u in units), p_y)
 
     return Model(init, encode, draw)
 
@@ -183,7 +239,14 @@ def make_task(config: Any) -> Task:
         return columns
 
     baseline = make_baseline(shape, config.baseline.hidden)
-    cvae = make_cvae(shape, config.cvae.hidden, config.cvae.latent, baseline)
+    pixels = shape[0] * shape[1]
+    if config.cvae.network == "plain":
+        networks: nn.Module = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent)
+    elif config.cvae.network == "residual":
+        networks = ResidualCVAE(pixels, config.cvae.hidden[0], config.cvae.latent)
+    else:
+        raise UserError(f"cvae.network={config.cvae.network!r} is not known; choose plain or residual")
+    cvae = make_cvae(networks, baseline)
     return Task(
         column=f"{config.quadrants} quadrant{'s' * (config.quadrants > 1)}",
         protocol=f"{config.targets} targets",
