@@ -28,7 +28,8 @@ class Process:
     """A contender at work, or the reason why it is not."""
 
     def __init__(self, python: str, script: str, settings: dict[str, Any], env: dict[str, str]):
-        self.trouble = ""
+        self.trouble = ""  # why it does nothing any more
+        self.failed: dict[str, str] = {}  # job -> why that one failed
         began = time.perf_counter()
         command = [python, str(HERE / script), json.dumps(settings)]
         try:
@@ -39,11 +40,12 @@ class Process:
             self.trouble = str(error)
             return
         self.prepared = self.ask("prepare")
+        self.trouble = self.trouble or self.failed.get("prepare", "")
         self.startup = time.perf_counter() - began
 
     def ask(self, job: str, **arguments: Any) -> dict[str, Any]:
-        """The numbers of one job; {} when the contender cannot do it, which is then told once."""
-        if self.trouble:
+        """The numbers of one job; {} when the contender cannot do it, and it is then not asked again."""
+        if self.trouble or job in self.failed:
             return {}
         try:
             self.process.stdin.write(json.dumps({"do": job, **arguments}) + "\n")
@@ -56,7 +58,7 @@ class Process:
             return {}
         answer = json.loads(line)
         if "error" in answer:
-            self.trouble = answer["error"]
+            self.failed[job] = answer["error"]
             return {}
         return answer
 
@@ -270,7 +272,9 @@ def report_machine(arguments: argparse.Namespace, processes: dict[str, Process],
     for name, process in processes.items():
         if process.trouble:
             lines.append(f"- {name} was not measured, or not to the end: {process.trouble}")
-        elif "chosen" in process.prepared:
+            continue
+        lines += [f"- {name} could not do {job!r}: {why}" for job, why in process.failed.items()]
+        if "chosen" in process.prepared:
             lines.append(f"- {name} chose the fastest: {process.prepared['chosen']}")
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,6 @@
 """Checkpoints by Orbax, each with a manifest of checksums, because Orbax restores flipped bits silently."""
 
+import gc
 import hashlib
 import json
 import logging
@@ -99,6 +100,7 @@ class Checkpoints:
     def _finish(self) -> None:
         """Waits for the save under way, signs it, and only then removes what is older than the last KEEP."""
         self._checkpointer.wait_until_finished()
+        gc.collect()  # Orbax keeps what it saved in reference cycles: a whole state more in memory every save
         if self._unsigned is None:
             return
         manifest = json.dumps(checksums(self.directory / str(self._unsigned)), indent=1)

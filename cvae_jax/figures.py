@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-# Lets figures be drawn where there is no screen, without touching a notebook's own backend.
 GREY = matplotlib.colormaps["gray"].with_extremes(bad="#7799bb")
 
 
@@ -63,6 +62,7 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             panel.axis("on")
             panel.set_title(f"{stage}: {term}", fontsize=9)
             panel.set_xlabel("epoch", fontsize=8)
+            panel.set_ylabel("nats per example", fontsize=8)
             panel.tick_params(labelsize=7)
             for split, style in (("train", "-"), ("valid", "--")):
                 values = [row.get(f"{split}/{term}") for row in of_stage]
@@ -74,5 +74,6 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def _terms(rows: list[dict[str, Any]]) -> list[str]:
-    names = (name.split("/", 1)[1] for row in rows for name in row if "/" in name)
-    return list(dict.fromkeys(names))
+    """The names of a stage's terms, the loss first."""
+    names = {name.split("/", 1)[1] for row in rows for name in row if "/" in name}
+    return sorted(names, key=lambda name: (name != "loss", name))

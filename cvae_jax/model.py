@@ -34,7 +34,7 @@ class Draw(NamedTuple):
     z: PyTree  # leaves [batch, ...]; () for a model without latent variables
     log_p_y: Any  # Array, log p(y|x,z); None without y
     log_p_z: Array  # log p(z|x)
-    log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without a recognition network or y
+    log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without y, 0 without latent variables
     kl: PyTree  # KL(q || p), one entry per latent unit, [batch, units]; () without latent variables
     p_y: PyTree  # the likelihood p(y|x,z), one distribution a head: mean, sample(keys), log_prob(y)
 

@@ -142,7 +142,6 @@ def make_functions(stage: Stage, task: Task, mesh: Mesh, num_train: int, num_val
         # Young averages forget faster, so that they are not biased towards the initial weights.
         decay = jnp.minimum(settings.averaging, (1 + state.step) / (10 + state.step))
         averaged = optax.incremental_update(variables, state.averaged, 1 - decay)
-        terms["gradient_norm"] = optax.tree.norm(grads)
         after = state._replace(step=state.step + 1, variables=variables, opt_state=opt_state, averaged=averaged)
         return after, terms
 

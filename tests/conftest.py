@@ -2,12 +2,18 @@
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read when JAX is first imported
+
+# Many tests compile the same programs, in this process and in those they start.
+CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import optax

@@ -91,7 +91,7 @@ def test_without_latents_the_elbo_is_log_p_y():
     drawn = lg.Draw((), log_p_y[None], jnp.zeros((1, 3)), jnp.zeros((1, 3)), (), None)
     objective, terms = objectives.elbo(lambda proposal: drawn)
     np.testing.assert_array_equal(objective, log_p_y)
-    np.testing.assert_array_equal(terms["kl"], 0)
+    assert terms == {}
 
 
 def config(**changes):

@@ -79,9 +79,18 @@ def test_dynamic_targets():
     np.testing.assert_array_equal(batch_of(task, images).y, batch.y)
 
 
-def test_unknown_targets():
-    with pytest.raises(UserError, match=r"targets='binary' .*grey, threshold, dynamic"):
-        task_of(targets="binary")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": "binary"}, r"targets='binary' .*grey, threshold, dynamic"),
+        ({"cvae": {"network": "deep"}}, r"cvae.network='deep' .*plain or residual"),
+        ({"cvae": {"latent": 0}}, r"cvae.latent="),
+        ({"baseline": {"hidden": (32, 1.5)}}, r"baseline.hidden="),
+    ],
+)
+def test_errors_name_the_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        task_of(**changes)
 
 
 def init(task, batch):
@@ -131,7 +140,7 @@ def dense(*widths):
 
 def test_networks_of_the_seed():
     task = quadrants.make_task(mnist_quadrants.get_config("1"))
-    batch = task.observe(np.zeros((1, 28, 28)))
+    batch = task.observe(np.zeros((1, 28, 28)), np.zeros((1, 28, 28)))
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))

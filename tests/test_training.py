@@ -221,5 +221,5 @@ def test_metrics_hold_every_term_and_no_clock(tmp_path):
     row = json.loads((tmp_path / metrics.FILE).read_text().splitlines()[-1])
     terms = {"loss", "log_p_y", "kl"}
     assert {name for name in row if name.startswith("valid/")} == {f"valid/{term}" for term in terms}
-    assert {name for name in row if name.startswith("train/")} == {f"train/{t}" for t in terms | {"gradient_norm"}}
+    assert {name for name in row if name.startswith("train/")} == {f"train/{term}" for term in terms}
     assert set(row) - {name for name in row if "/" in name} == {"stage", "step", "epoch", "best_loss"}

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from cvae_jax.data import digits, mnist
+from cvae_jax.data import digits, mnist, npz
 from cvae_jax.errors import UserError
 
 # split -> name -> array whose first axis counts examples
 Splits = dict[str, dict[str, np.ndarray]]
 
 SPLITS = ("train", "valid", "test")
-SOURCES = {"digits": digits.load, "mnist": mnist.load}
+SOURCES = {"digits": digits.load, "mnist": mnist.load, "npz": npz.load}
 
 
 def load(settings: Any, raw: dict[str, Any]) -> Splits:
@@ -29,6 +29,8 @@ def load(settings: Any, raw: dict[str, Any]) -> Splits:
     splits = SOURCES[settings.source](settings)
     for split, arrays in splits.items():
         for name, wanted in raw.items():
+            if name not in arrays:
+                raise UserError(f"{settings.source}, split {split}: no array {name!r} among {', '.join(arrays)}")
             found = arrays[name]
             if found.shape[1:] != wanted.shape or found.dtype != wanted.dtype:
                 raise UserError(

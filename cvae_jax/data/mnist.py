@@ -75,10 +75,12 @@ def read_idx(folder: pathlib.Path, name: str, verify_checksum: bool) -> np.ndarr
         raise UserError(f"{packed} is missing (nor is there {name} unpacked); put the file there") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is truncated or damaged ({error}); get the file again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it a file you may read") from None
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise UserError(f"{path} is not an IDX file of unsigned bytes; get the file again")
     num_axes = content[3]
-    shape = tuple(np.frombuffer(content, ">i4", num_axes, 4).tolist()) if len(content) >= 4 + 4 * num_axes else ()
+    shape = tuple(np.frombuffer(content, ">u4", num_axes, 4).tolist()) if len(content) >= 4 + 4 * num_axes else ()
     start = 4 + 4 * num_axes
     if not shape or len(content) - start != math.prod(shape):
         raise UserError(f"{path} is truncated: its header promises {shape}, {len(content)} bytes are there")

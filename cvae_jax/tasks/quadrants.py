@@ -107,7 +107,7 @@ class ResidualCVAE(nn.Module):
     latent: int
 
     def setup(self) -> None:  # noqa: D102
-        dense, outputs = nn.Dense, self.latent // 2 * 2
+        dense, outputs = nn.Dense, self.latent  # mean and log scale of latent/2 units
         self.x_net = ResidualMLP(self.width)
         self.y_net = ResidualMLP(self.width)
         self.prior_net = [dense(outputs, kernel_init=SMALL_INIT) for _ in range(2)]
@@ -223,6 +223,8 @@ def make_task(config: Any) -> Task:
             if not bool(((images[name] >= 0) & (images[name] <= 1)).all()):
                 raise UserError(f"{name} has values outside [0, 1] or NaN; scale grey values by 1/255")
         count = len(images["x"])
+        if y is not None and len(images["y"]) != count:
+            raise UserError(f"x has {count} images but y has {len(images['y'])}")
         return observe(images["x"], images.get("y"), jnp.arange(count), jnp.ones(count))
 
     def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
@@ -232,7 +234,7 @@ def make_task(config: Any) -> Task:
         if batch.y is not None:
             columns["truth"] = np.asarray(batch.y)
         for stage, images in samples.items():
-            completed = np.asarray(batch.x + batch.weight * images)
+            completed = np.asarray(batch.x) + np.asarray(batch.weight) * np.asarray(images)
             many = len(completed) > 1
             for number, image in enumerate(completed, 1):
                 columns[f"sample {number}" if many else stage] = image
@@ -243,6 +245,8 @@ def make_task(config: Any) -> Task:
     if config.cvae.network == "plain":
         networks: nn.Module = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent)
     elif config.cvae.network == "residual":
+        if len(config.cvae.hidden) != 1 or config.cvae.latent % 2:
+            raise UserError("cvae.network=residual takes one width in cvae.hidden and an even cvae.latent")
         networks = ResidualCVAE(pixels, config.cvae.hidden[0], config.cvae.latent)
     else:
         raise UserError(f"cvae.network={config.cvae.network!r} is not known; choose plain or residual")

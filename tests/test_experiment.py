@@ -1,0 +1,154 @@
+"""A trained experiment from Python, and its evaluation: the same numbers by every road."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from test_training import small_config
+
+import cvae_jax
+from cvae_jax import data, evaluation, inference, keys
+from cvae_jax.errors import UserError
+from cvae_jax.estimators import ESTIMATORS, Estimate
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    with jax.numpy_dtype_promotion("standard"):  # optax, see conftest.py; this fixture outlives that one
+        cvae_jax.train(small_config(), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    return cvae_jax.load(str(workdir))
+
+
+@pytest.fixture(scope="module")
+def images(trained):
+    return data.load(trained.config.data, trained.task.raw)["test"]["image"].astype(np.float32) / 255
+
+
+def test_predict_is_the_likelihoods_mean_at_the_priors_mean(trained, images):
+    found = np.asarray(trained.predict(images[:3], stage="baseline"))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), trained.best["baseline"]["params"])
+    mask = np.zeros((8, 8))
+    mask[4:, :4] = 1
+    hidden = np.maximum((images[:3] * mask).reshape(3, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], 0)
+    logits = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(found.reshape(3, -1), scipy.special.expit(logits), atol=1e-5)
+    assert trained.predict(images[:3]).shape == (3, 8, 8)
+
+
+def test_predictions_and_samples_read_only_the_observed_quadrant(trained, images):
+    other = images[:4].copy()
+    other[:, :4], other[:, 4:, 4:] = 0.5, 0.25
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(trained.predict(images[:4]), trained.predict(other))
+    np.testing.assert_array_equal(trained.sample(images[:4], 2, key), trained.sample(other, 2, key))
+
+
+def test_samples_have_the_mean_of_the_model(trained, images):
+    key = jax.random.key(1)
+    noisy, means = (np.asarray(trained.sample(images[:5], 4000, key, noise=noise)) for noise in (True, False))
+    assert noisy.shape == means.shape == (4000, 5, 8, 8)
+    assert set(np.unique(noisy)) == {0.0, 1.0} and (means > 0).all() and (means < 1).all()
+    error = np.sqrt(noisy.var(0) / 4000 + means.var(0) / 4000) + 1e-4
+    assert (abs(noisy.mean(0) - means.mean(0)) / error).max() < 5
+
+
+def test_log_prob_agrees_with_the_estimators_and_with_evaluation(trained, images):
+    key = keys.stream(0, "is")  # evaluation's own, for seed 0
+    found = trained.log_prob(images[:6], images[:6], 2000, key)
+    again = trained.log_prob(images[:6], images[:6], 2000, jax.random.key(7), estimator="mc")
+    assert (abs(found.value - again.value) < 5 * np.hypot(found.error, again.error)).all()
+    arrays = {"image": (images[:6] * 255).round().astype(np.uint8)}
+    measured = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [2000], seed=0)[("is", 2000)]
+    np.testing.assert_allclose(measured.value, found.value, atol=1e-5)
+
+
+def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, monkeypatch):
+    arrays = {"image": (images[:25] * 255).round().astype(np.uint8)}
+    values = []
+    for examples, draws in ((100, 2000), (10, 2000), (7, 50), (25, 1)):
+        monkeypatch.setattr(evaluation, "EXAMPLES_PER_BATCH", examples)
+        monkeypatch.setattr(inference, "DRAWS_PER_CALL", draws)
+        cells = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [30], seed=0)
+        values.append(cells[("is", 30)].value)
+    for other in values[1:]:
+        np.testing.assert_allclose(other, values[0], atol=1e-5)
+
+
+def test_fewer_samples_are_the_first_of_more(trained, images):
+    arrays = {"image": (images[:5] * 255).round().astype(np.uint8)}
+    both = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [10, 40], seed=0)
+    alone = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [10], seed=0)
+    np.testing.assert_allclose(both[("is", 10)].value, alone[("is", 10)].value, atol=1e-5)
+    assert (both[("is", 40)].ess > both[("is", 10)].ess).mean() > 0.5
+
+
+def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
+    evaluation.evaluate([str(workdir)], ["elbo", "is"], [20], num_examples=50, output=str(tmp_path))
+    rows = {row["estimator"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    arrays = {name: array[:50] for name, array in data.load(trained.config.data, trained.task.raw)["test"].items()}
+    baseline = evaluation.measure(trained, trained.stages[0], arrays, [], [1], seed=0)[("exact", 1)]
+    sampled = evaluation.measure(trained, trained.stages[1], arrays, ["is"], [20], seed=0)[("is", 20)]
+    row = rows["is"]
+    assert row["negative_log_likelihood"] == pytest.approx(-sampled.value.mean(), abs=1e-5)
+    assert row["standard_error"] == pytest.approx(sampled.value.std(ddof=1) / 50**0.5, rel=1e-4)
+    assert row["monte_carlo_error"] == pytest.approx((sampled.error**2).sum() ** 0.5 / 50, rel=1e-3)
+    difference = sampled.value - baseline.value
+    assert row["gain"] == pytest.approx(difference.mean(), abs=1e-5)
+    assert row["gain_standard_error"] == pytest.approx(difference.std(ddof=1) / 50**0.5, rel=1e-4)
+    assert rows["exact"]["monte_carlo_error"] == 0 and rows["exact"]["gain"] == 0
+
+
+def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
+    config = trained.config.copy_and_resolve_references()
+    config.targets = "dynamic"
+    task = cvae_jax.tasks.make_task(config)
+    arrays = data.load(config.data, task.raw)["test"]
+    index = jnp.arange(20)
+    raw = {"image": jnp.asarray(arrays["image"][:20])}
+    batches = [
+        task.batch(raw, index, jnp.ones(20), keys.per_example(keys.stream(seed, "targets"), index), False)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(batches[0].y, batches[1].y)
+    assert (np.asarray(batches[0].y) != np.asarray(batches[2].y)).any()
+
+
+def test_gains_stand_under_the_columns_of_their_own_baseline():
+    one = Estimate(np.array([-3.0, -5.0]), np.zeros(2), np.ones(2))
+    two = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0))
+    results = [
+        evaluation.Result("a", "1 quadrant", "m baseline", "exact", 1, one),
+        evaluation.Result("a", "1 quadrant", "m cvae", "is", 10, two),
+        evaluation.Result("b", "2 quadrants", "m baseline", "exact", 1, one),
+    ]
+    lines = evaluation.table(results, {"a": "grey targets"}).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert cells[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
+    assert cells[3] == ["m cvae", "is", "10", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
+    assert cells[4] == ["gain of m cvae", "is", "10", "0.75 ± 0.25, MC 0.071", ""]
+
+
+def test_two_runs_of_one_cell_are_refused(workdir):
+    with pytest.raises(UserError, match="two workdirs hold the same config and column"):
+        evaluation.evaluate([str(workdir), str(workdir)], ["is"], [2], num_examples=5, output=str(workdir / "eval"))
+
+
+def test_unknown_names_are_refused(trained, images):
+    with pytest.raises(UserError, match="estimator 'ais' is not known; choose from elbo, mc, is"):
+        trained.log_prob(images[:1], images[:1], 5, jax.random.key(0), estimator="ais")
+    with pytest.raises(UserError, match="num_samples=0 must be at least 1"):
+        trained.log_prob(images[:1], images[:1], 0, jax.random.key(0))
+    with pytest.raises(UserError, match="num_samples=0 must be at least 1"):
+        trained.sample(images[:1], 0, jax.random.key(0))
+    with pytest.raises(UserError, match="stage 'vae' is not trained here; there are baseline, cvae"):
+        trained.predict(images[:1], stage="vae")
+    assert list(ESTIMATORS) == ["elbo", "mc", "is"]

@@ -1,0 +1,23 @@
+"""The notebooks run, cell by cell, as their reader would run them."""
+
+import json
+import pathlib
+
+import matplotlib
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    matplotlib.use("agg")
+    notebook = json.loads(path.read_text())
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"]).replace("epochs = 30", "epochs = 3")
+            exec(compile(source, f"{path.name}: {source.splitlines()[0]}", "exec"), names)
+    assert "gain of" in capsys.readouterr().out
