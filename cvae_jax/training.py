@@ -323,8 +323,8 @@ def fit(
 def describe(stage: Stage, row: dict[str, float]) -> str:
     """A row of metrics as a line of text."""
     own = ("valid/loss", "best_loss")
-    terms = [f"{name} {value:.3f}" for name, value in row.items() if name.startswith("valid/") and name not in own]
+    terms = [f", {name} {value:.3f}" for name, value in row.items() if name.startswith("valid/") and name not in own]
     return (
         f"{stage.name} epoch {row['epoch']}/{stage.settings.epochs}: train/loss {row['train/loss']:.3f}, "
-        f"valid/loss {row['valid/loss']:.3f} (best {row['best_loss']:.3f}), {', '.join(terms)}"
+        f"valid/loss {row['valid/loss']:.3f} (best {row['best_loss']:.3f}){''.join(terms)}"
     )
