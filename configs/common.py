@@ -37,7 +37,7 @@ def stage(**settings: Any) -> ConfigDict:
             "learning_rate": 1e-3,
             "schedule": "constant",  # or "cosine", down to 0 at the last epoch
             "warmup_steps": 0,
-            "weight_decay": 0.0,
+            "weight_decay": 0.0,  # decoupled, of matrices and kernels, not of biases and norms
             "clip_norm": 0.0,  # of the global gradient norm; 0: no clipping
         }
     )

@@ -41,9 +41,9 @@ def get_config(variant: str = "1") -> ConfigDict:
     )
     if "strong" in options:
         config.name = "mnist_quadrants_strong"
-        config.cvae.update(network="residual", hidden=(512,), latent=64, epochs=50, patience=5, figure_every=10)
+        config.cvae.update(network="residual", hidden=(512,), latent=64, epochs=30, patience=5, figure_every=10)
         config.cvae.objective.update(name="iwae", num_samples=5)
-        config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0)
+        config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0, weight_decay=0.1)
     if "smoke" in options:
         config.data.source = "digits"
         config.image_shape = (8, 8)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 
 from cvae_jax.errors import UserError
@@ -31,8 +32,15 @@ def learning_rate(settings: Any, num_steps: int) -> optax.Schedule:
 
 
 def optimizer(settings: Any, num_steps: int) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay, behind clipping of the gradient's global norm (0 turns either off)."""
-    adam = optax.adamw(learning_rate(settings, num_steps), weight_decay=settings.weight_decay)
+    """Adam with decoupled weight decay, behind clipping of the gradient's global norm (0 turns either off).
+
+    Only matrices and kernels decay: a decaying bias would keep the pixels that are always black from being so.
+    """
+    adam = optax.adamw(
+        learning_rate(settings, num_steps),
+        weight_decay=settings.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
     if settings.clip_norm == 0:
         return adam
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)

@@ -157,7 +157,7 @@ def test_averaged_weights_and_adam_against_numpy():
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
         scale, root = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
         params = jax.tree.map(
-            lambda p, m, v, a=scale, b=root: p - 1e-3 * (m / a / (np.sqrt(v / b) + 1e-8) + 0.1 * p),
+            lambda p, m, v, a=scale, b=root: p - 1e-3 * (m / a / (np.sqrt(v / b) + 1e-8) + 0.1 * p * (p.ndim > 1)),
             params,
             first,
             second,
