@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cvae_jax import schedules
@@ -34,22 +35,26 @@ def adamw(params, grads, rate, weight_decay):
     for count, grad in enumerate(grads, 1):
         first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
         step = (first / (1 - 0.9**count)) / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
-        params = params - rate * (step + weight_decay * params)
+        params = params - rate * (step + weight_decay * params * np.array([[1], [0]]))
         yield params
 
 
 @pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (0.0, 0.1), (0.5, 0.0), (0.5, 0.1)])
 def test_optimizer(clip_norm, weight_decay):
-    grads = np.array([[3.0, -4.0], [0.3, 0.1], [-2.0, 0.5], [0.0, 7.0]])  # norms on both sides of 0.5
-    norms = np.linalg.norm(grads, axis=1, keepdims=True)
+    # A kernel [1, 2], which decays, above a bias [2], which does not; norms on both sides of 0.5.
+    grads = np.array([[[3.0, -4.0], [1.0, 0.0]], [[0.3, 0.1], [0.2, 0.1]], [[-2.0, 0.5], [0.0, 0.1]], [[0.0, 7.0]] * 2])
+    norms = np.linalg.norm(grads, axis=(1, 2), keepdims=True)
     clipped = grads * np.minimum(1, clip_norm / norms) if clip_norm else grads
     optimizer = schedules.optimizer(settings(clip_norm=clip_norm, weight_decay=weight_decay), 100)
-    params = jnp.array([1.0, -2.0])
+    start = np.array([[1.0, -2.0], [3.0, 0.5]])
+    params = {"kernel": jnp.asarray(start[:1], jnp.float32), "bias": jnp.asarray(start[1], jnp.float32)}
     state = optimizer.init(params)
-    for grad, wanted in zip(grads, adamw(np.array([1.0, -2.0]), clipped, 0.01, weight_decay), strict=True):
-        updates, state = optimizer.update(jnp.asarray(grad, jnp.float32), state, params)
-        params = params + updates
-        np.testing.assert_allclose(params, wanted, rtol=1e-5)
+    for grad, wanted in zip(grads, adamw(start, clipped, 0.01, weight_decay), strict=True):
+        grad = {"kernel": jnp.asarray(grad[:1], jnp.float32), "bias": jnp.asarray(grad[1], jnp.float32)}
+        updates, state = optimizer.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params["kernel"], wanted[:1], rtol=1e-5)
+        np.testing.assert_allclose(params["bias"], wanted[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
