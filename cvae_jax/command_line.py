@@ -28,6 +28,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except (UserError, DivergenceError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from the last checkpoint")
 
     app.run(guarded, flags_parser=_parse)
 

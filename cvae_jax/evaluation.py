@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,10 +52,12 @@ def measure(
     model, variables = trained.model(stage.name)
     count = data.num_examples(arrays)
     found: dict[tuple[str, int], list[Estimate]] = {}
-    for start in range(0, count, EXAMPLES_PER_BATCH):
+    devices = jax.device_count()
+    size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
+    for start in range(0, count, size):
         # The last batch is filled up with its last example, so that every batch has one shape.
-        rows = np.minimum(np.arange(start, start + min(count, EXAMPLES_PER_BATCH)), count - 1)
-        valid = min(count - start, EXAMPLES_PER_BATCH)
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        valid = min(count - start, size)
         raw = {name: jnp.asarray(arrays[name][rows]) for name in task.raw}
         index = jnp.asarray(rows, jnp.int32)
         targets = keys.per_example(keys.stream(seed, "targets"), index)
@@ -67,11 +70,11 @@ def measure(
         for name, estimator in wanted.items():
             key = keys.stream(seed, name)
             values = inference.scores(model, variables, batch, estimator, max(counts), key)[:, :valid]
-            for size in counts:
-                estimate = estimator.summarise(values[:size])
+            for samples in counts:
+                estimate = estimator.summarise(values[:samples])
                 if name == "exact":
                     estimate = estimate._replace(error=np.zeros(valid))
-                found.setdefault((name, size), []).append(estimate)
+                found.setdefault((name, samples), []).append(estimate)
     return {
         cell: Estimate(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
         for cell, batches in found.items()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cvae_jax import keys
+from cvae_jax import keys, parallel
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import ESTIMATORS, Estimate, Estimator
 from cvae_jax.model import Batch, Model, PyTree, Variables
@@ -62,7 +62,11 @@ def scores(
 
     Each depends on (key, index of the example, number of the sample) alone, whatever else is in the batch and
     however many draws are made at once; only the numbers are kept, so memory hardly grows with the samples.
+    The examples are spread over all devices when they divide.
     """
+    mesh = parallel.make_mesh()
+    variables = jax.device_put(variables, parallel.replicated(mesh))
+    batch = parallel.place_batch(mesh, batch)
     with jax.default_matmul_precision("highest"):
         encoding = _encode(model, variables, batch)
         size = min(num_samples, max(1, draws_per_call // len(batch.index)))

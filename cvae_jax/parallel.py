@@ -23,6 +23,13 @@ def spread(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
 
+def place_batch(mesh: Mesh, tree: Any) -> Any:
+    """Outside jit: leaves [batch, ...] in equal parts on the devices, or whole on each where they do not divide."""
+    size = len(jax.tree.leaves(tree)[0])
+    spec = PartitionSpec("data") if size % mesh.size == 0 else PartitionSpec()
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
 def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
     """`jax.jit` whose results lie whole on every device."""
     return jax.jit(function, out_shardings=replicated(mesh), **options)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -176,22 +177,49 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch():
     assert (order != training.epoch_order(4, 5, 1000)).mean() > 0.9
 
 
+def run_on(devices, statements):
+    """Runs Python statements in a process with so many CPU devices."""
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{statements}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "XLA_FLAGS": flags}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_one_and_eight_devices_follow_the_same_path(tmp_path):
-    rows = {}
     for devices in (1, 8):
-        script = (
-            "import sys, jax; sys.path[:0] = [{root!r}, {tests!r}]; import cvae_jax, test_training as t;"
-            "assert jax.device_count() == {devices};"
-            "cvae_jax.train(t.small_config(**{{'cvae.patience': 0, 'baseline.patience': 0}}), {workdir!r})"
-        ).format(root=str(ROOT), tests=str(ROOT / "tests"), devices=devices, workdir=str(tmp_path / str(devices)))
-        environment = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PATH": "/usr/bin:/bin"}
-        subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=ROOT)
-        rows[devices] = metrics.read(tmp_path / str(devices))
-    assert len(rows[1]) == len(rows[8]) == 8
-    for one, eight in zip(rows[1], rows[8], strict=True):
+        run_on(
+            devices,
+            "import cvae_jax, jax, test_training\n"
+            f"assert jax.device_count() == {devices}\n"
+            "config = test_training.small_config(**{'cvae.patience': 0, 'baseline.patience': 0})\n"
+            f"cvae_jax.train(config, {str(tmp_path / str(devices))!r})",
+        )
+    ones, eights = metrics.read(tmp_path / "1"), metrics.read(tmp_path / "8")
+    assert len(ones) == len(eights) == 8
+    for one, eight in zip(ones, eights, strict=True):
         for name, value in one.items():
             if name not in ("stage", "epoch", "step"):
                 assert math.isclose(value, eight[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
+
+
+def test_one_two_and_eight_devices_measure_the_same(tmp_path):
+    cvae_jax.train(small_config(), str(tmp_path))
+    values = []
+    for devices in (1, 2, 8):
+        run_on(
+            devices,
+            "import numpy as np; from cvae_jax import data, evaluation, experiment\n"
+            f"trained = experiment.load({str(tmp_path)!r})\n"
+            "arrays = data.load(trained.config.data, trained.task.raw)['test']\n"
+            "arrays = {name: array[:50] for name, array in arrays.items()}\n"
+            "cells = evaluation.measure(trained, trained.stages[1], arrays, ['is'], [40], seed=0)\n"
+            f"np.save({str(tmp_path / f'{devices}.npy')!r}, cells[('is', 40)].value)",
+        )
+        values.append(np.load(tmp_path / f"{devices}.npy"))
+    np.testing.assert_allclose(values[1], values[0], atol=1e-5)
+    np.testing.assert_allclose(values[2], values[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [0, 2000, 33])
