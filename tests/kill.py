@@ -1,6 +1,6 @@
 """Kills a training run again and again, and compares what it leaves with a run that was never interrupted.
 
-python tests/kill.py --config=configs/digits_quadrants.py:1,smoke --kills=20
+python tests/kill.py --config=configs/digits_quadrants.py:1 --kills=20 --config.cvae.checkpoint_every=1
 
 Kills with SIGKILL after a random time, restarts the same command, and once that many kills have hit, lets it
 finish. Compares the final parameters, optimiser state and metrics.jsonl of both, byte for byte.
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -36,11 +37,13 @@ def fingerprint(workdir: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
-def kill_and_compare(config: str, kills: int, seed: int, folder: pathlib.Path) -> tuple[str, str]:
-    """Fingerprints of the undisturbed and of the killed run."""
+def kill_and_compare(
+    config: str, kills: int, seed: int, folder: pathlib.Path, overrides: Sequence[str] = ()
+) -> tuple[str, str]:
+    """Fingerprints of the undisturbed and of the killed run; `overrides` are more flags of train.py."""
 
     def command(workdir: pathlib.Path) -> list[str]:
-        return [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / config}", f"--workdir={workdir}"]
+        return [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", *overrides]
 
     began = time.perf_counter()
     subprocess.run(command(folder / "whole"), check=True, capture_output=True, cwd=ROOT)
@@ -82,7 +85,7 @@ if __name__ == "__main__":
     parser.add_argument("--config", default="configs/digits_quadrants.py:1,smoke")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as temporary:
-        kill_and_compare(arguments.config, arguments.kills, arguments.seed, pathlib.Path(temporary))
+        kill_and_compare(arguments.config, arguments.kills, arguments.seed, pathlib.Path(temporary), overrides)
