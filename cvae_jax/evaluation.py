@@ -24,6 +24,7 @@ class Result(NamedTuple):
     """One cell of the table: log p(y|x) of one model by one estimator on one split."""
 
     workdir: str
+    protocol: str  # what y was measured on: "grey targets, mnist test"
     column: str
     model: str  # "mnist_quadrants cvae"
     estimator: str  # "exact" for a model without latent variables
@@ -117,7 +118,6 @@ def evaluate(
         raise UserError(f"num_examples={num_examples} must not be negative")
     folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / "eval").expanduser()
     results: list[Result] = []
-    protocols = {}
     for workdir in workdirs:
         trained = experiment.load(workdir)
         if data_dir is not None:
@@ -126,15 +126,15 @@ def evaluate(
         if num_examples:
             arrays = {name: array[:num_examples] for name, array in arrays.items()}
         name = pathlib.Path(workdir).name
-        protocols[name] = f"{trained.task.protocol}, {trained.config.data.source} {split}"
+        protocol = f"{trained.task.protocol}, {trained.config.data.source} {split}"
         for stage in trained.stages:
             cells = measure(trained, stage, arrays, estimators, counts, seed)
             for (estimator, size), estimate in cells.items():
                 model = f"{trained.config.name} {stage.name}"
-                results.append(Result(name, trained.task.column, model, estimator, size, estimate))
+                results.append(Result(name, protocol, trained.task.column, model, estimator, size, estimate))
         title = f"{trained.config.name}, {trained.task.column}: {split} split"
         experiment.draw_samples(trained, arrays, folder / f"samples_{name}.png", title)
-    text = table(results, protocols)
+    text = table(results)
     write_atomically(folder / "results.md", text)
     write_atomically(folder / "results.json", json.dumps([summary(one, results) for one in results], indent=1))
     return text
@@ -163,7 +163,7 @@ def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     reference = references(results)[result.column]
     gain = paired_difference(result.estimate, reference.estimate)
     return {
-        **{name: getattr(result, name) for name in ("workdir", "column", "model", "estimator", "num_samples")},
+        **{name: getattr(result, name) for name in result._fields if name != "estimate"},
         "num_examples": len(result.estimate.value),
         "negative_log_likelihood": -mean.value,
         "monte_carlo_error": mean.error,
@@ -177,7 +177,7 @@ def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def table(results: Sequence[Result], protocols: dict[str, str]) -> str:
+def table(results: Sequence[Result]) -> str:
     """Rows of models and estimators, columns of tasks, in Markdown."""
     columns = sorted({result.column for result in results})
     rows = list(dict.fromkeys((one.model, one.estimator, one.num_samples) for one in results))
@@ -208,7 +208,7 @@ def table(results: Sequence[Result], protocols: dict[str, str]) -> str:
     first = next(iter(references(results).values()))
     counts = sorted({len(result.estimate.value) for result in results})
     notes = [
-        f"Negative log p(y|x) in nats per example, lower is better; {'; '.join(sorted(set(protocols.values())))}, "
+        f"Negative log p(y|x) in nats per example, lower is better; {'; '.join(sorted({result.protocol for result in results}))}, "
         f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
         "± is the standard error over examples, MC the Monte Carlo error of the mean, ESS the median effective "
         "sample size: where it is a few, neither the figure nor its MC error can be believed.",

@@ -58,7 +58,9 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     rows = json.loads((tmp_path / "results.json").read_text())
     assert len(rows) == 2 * (1 + 3 * 2)
     for row in rows:
-        assert row["num_examples"] == 120 and row["standard_error"] > 0
+        assert (
+            row["num_examples"] == 120 and row["protocol"] == "grey targets, digits test" and row["standard_error"] > 0
+        )
         assert (row["monte_carlo_error"] > 0) == (row["estimator"] != "exact")
     assert {path.name for path in tmp_path.glob("*.png")} == {f"samples_{w.name}.png" for w in (first, second)}
 
