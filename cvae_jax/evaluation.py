@@ -206,9 +206,10 @@ def table(results: Sequence[Result]) -> str:
         if gained:
             gains.append(gain_line)
     first = next(iter(references(results).values()))
+    protocols = "; ".join(sorted({result.protocol for result in results}))
     counts = sorted({len(result.estimate.value) for result in results})
     notes = [
-        f"Negative log p(y|x) in nats per example, lower is better; {'; '.join(sorted({result.protocol for result in results}))}, "
+        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
         f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
         "± is the standard error over examples, MC the Monte Carlo error of the mean, ESS the median effective "
         "sample size: where it is a few, neither the figure nor its MC error can be believed.",
