@@ -16,7 +16,9 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Split to
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 0, "The first so many examples of the split; 0: all.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the evaluation's random numbers.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where training found them.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, results.md and figures; default WORKDIR/eval.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for results.json, results.md and figures; default WORKDIR/eval_SPLIT."
+)
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ class Contender:
         key = jax.random.key(1)
         how = ESTIMATORS["is"]
         return inference.scores(
-            self.stage.model, self.variables, self.batch, how, self.num_samples, key, draws_per_call
+            self.stage.model, self.variables, self.batch, how.proposal, how.score, self.num_samples, key, draws_per_call
         )
 
     def importance(self, draws_per_call: int = DRAWS, warm: bool = False) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from cvae_jax.errors import UserError
@@ -34,6 +36,17 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every array; Orbax gives named tuples back as dicts, so only the names count."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [("/".join(re.findall(r"\w+", jax.tree_util.keystr(path))), leaf) for path, leaf in leaves]
+    return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
 class Checkpoints:
     """The checkpoints of one stage: folders `<directory>/<step>` with manifests `<step>.sha256.json` beside them.
 
@@ -49,8 +62,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a manifest, newest first."""
-        names = (path.name for path in self.directory.glob("*.sha256.json"))
-        return sorted((int(name.split(".")[0]) for name in names), reverse=True)
+        names = (path.name.split(".")[0] for path in self.directory.glob("*.sha256.json"))
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
     def restore_newest(self, target: Any) -> Any | None:
         """The newest valid checkpoint in the structure of `target`, or None when none was completed yet.
@@ -63,10 +76,17 @@ class Checkpoints:
             folder = self.directory / str(step)
             try:
                 intact = json.loads(self._manifest(step).read_text()) == checksums(folder)
-            except ValueError:  # the manifest itself is damaged
+            except (ValueError, OSError):  # the manifest itself is damaged
                 intact = False
             if intact:
                 with ocp.StandardCheckpointer() as checkpointer:
+                    found = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+                    for name, shape in _shapes(target).items():
+                        if found.get(name) != shape:
+                            raise UserError(
+                                f"checkpoint {folder} does not fit config.json: {name} is {found.get(name)} there, "
+                                f"{shape} by the config; put back the config it was trained with"
+                            )
                     return checkpointer.restore(folder, target)
             LOGGER.warning("checkpoint %s is damaged: its checksums differ; looking for an older one", folder)
         if steps:
@@ -74,10 +94,20 @@ class Checkpoints:
                 f"every checkpoint in {self.directory} is damaged; put back a copy of that folder, or remove it "
                 "to train this stage anew"
             )
+        folders = [path for path in self.directory.glob("*") if path.is_dir() and path.name.isdigit()]
+        if len(folders) > 1:  # one may be a save that was cut short
+            raise UserError(
+                f"{self.directory} holds checkpoints whose manifests (*.sha256.json) are missing; put them back, or "
+                "remove the folder to train this stage anew"
+            )
         return None
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to save, and returns once `state` may change."""
+        """Starts to save, and returns once `state` may change.
+
+        Raises:
+          UserError: when this or the save before cannot be written.
+        """
         if self._checkpointer is None:
             self._checkpointer = ocp.StandardCheckpointer()
             for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
@@ -87,7 +117,10 @@ class Checkpoints:
         if folder.exists():  # cut short, or damaged: passed over when restoring
             shutil.rmtree(folder)
             self._manifest(step).unlink(missing_ok=True)
-        self._checkpointer.save(folder, state)
+        try:
+            self._checkpointer.save(folder, state)
+        except Exception as error:  # as below
+            raise UserError(f"cannot write checkpoint {folder} ({_first_line(error)}); free space") from None
         self._unsigned = step
 
     def close(self) -> None:
@@ -99,15 +132,21 @@ class Checkpoints:
 
     def _finish(self) -> None:
         """Waits for the save under way, signs it, and only then removes what is older than the last KEEP."""
-        self._checkpointer.wait_until_finished()
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:  # a full disk comes out of Orbax and TensorStore as many kinds of error
+            raise UserError(
+                f"cannot write checkpoint {self._unsigned} in {self.directory} ({_first_line(error)}); free space, "
+                "then go on with the same command"
+            ) from None
         gc.collect()  # Orbax keeps what it saved in reference cycles: a whole state more in memory every save
         if self._unsigned is None:
             return
         manifest = json.dumps(checksums(self.directory / str(self._unsigned)), indent=1)
         write_atomically(self._manifest(self._unsigned), manifest)
         for step in [step for step in self.steps() if step <= self._unsigned][KEEP:]:
+            shutil.rmtree(self.directory / str(step), ignore_errors=True)
             self._manifest(step).unlink()
-            shutil.rmtree(self.directory / str(step))
         self._unsigned = None
 
     def _manifest(self, step: int) -> pathlib.Path:

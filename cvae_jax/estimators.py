@@ -7,12 +7,11 @@ whole and summarised here in float64: streamed float32 sums would err by more th
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 
-from cvae_jax.distributions import sum_per_example
 from cvae_jax.model import Draw, Proposal
+from cvae_jax.objectives import total_kl
 
 
 class Estimate(NamedTuple):
@@ -58,7 +57,7 @@ def plain_mean(scores: np.ndarray) -> Estimate:
 
 def elbo_score(draw: Draw) -> Array:
     """log p(y|x,z) - KL(q || p) of one draw, [batch]: its mean is the evidence lower bound."""
-    return jax.tree.reduce(lambda score, kl: score - sum_per_example(kl), draw.kl, draw.log_p_y)
+    return draw.log_p_y - total_kl(draw)
 
 
 ESTIMATORS = {
@@ -89,6 +88,9 @@ def mean_over_examples(estimate: Estimate) -> Mean:
 
 
 def paired_difference(a: Estimate, b: Estimate) -> Mean:
-    """Mean of a - b over the examples both were measured on, with the errors of that difference."""
+    """Mean of a - b over the examples both were measured on, with the errors of that difference.
+
+    The Monte Carlo errors are added as if independent; with common random numbers the true one is smaller.
+    """
     both = Estimate(a.value - b.value, np.hypot(a.error, b.error), np.minimum(a.ess, b.ess))
     return mean_over_examples(both)

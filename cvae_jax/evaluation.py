@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ import numpy as np
 from cvae_jax import data, experiment, inference, keys
 from cvae_jax.checkpoints import write_atomically
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, Estimate, mean_over_examples, paired_difference
+from cvae_jax.estimators import ESTIMATORS, Estimate, Mean, mean_over_examples, paired_difference
 from cvae_jax.experiment import Experiment
-from cvae_jax.model import Stage
+from cvae_jax.model import Proposal, Stage
 
 EXAMPLES_PER_BATCH = 100
 
@@ -51,8 +52,14 @@ def measure(
     """
     task = trained.task
     model, variables = trained.model(stage.name)
+    num_samples = list(dict.fromkeys(num_samples))
     count = data.num_examples(arrays)
     found: dict[tuple[str, int], list[Estimate]] = {}
+    # Estimators with one proposal share its draws.
+    scored: dict[Proposal, Any] = {}
+    for proposal in dict.fromkeys(ESTIMATORS[name].proposal for name in estimators):
+        names = [name for name in estimators if ESTIMATORS[name].proposal == proposal]
+        scored[proposal] = lambda draw, names=names: {name: ESTIMATORS[name].score(draw) for name in names}
     devices = jax.device_count()
     size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
     for start in range(0, count, size):
@@ -63,19 +70,17 @@ def measure(
         index = jnp.asarray(rows, jnp.int32)
         targets = keys.per_example(keys.stream(seed, "targets"), index)
         batch = task.batch(raw, index, (jnp.arange(len(index)) < valid).astype(jnp.float32), targets, False)
-        if inference.has_latents(model, variables, batch):
-            wanted = {name: ESTIMATORS[name] for name in estimators}
-            counts = num_samples
-        else:
-            wanted, counts = {"exact": ESTIMATORS["elbo"]}, [1]
-        for name, estimator in wanted.items():
-            key = keys.stream(seed, name)
-            values = inference.scores(model, variables, batch, estimator, max(counts), key)[:, :valid]
-            for samples in counts:
-                estimate = estimator.summarise(values[:samples])
-                if name == "exact":
-                    estimate = estimate._replace(error=np.zeros(valid))
-                found.setdefault((name, samples), []).append(estimate)
+        if not inference.has_latents(model, variables, batch):
+            exact = inference.log_prob(model, variables, batch, "elbo", 1, keys.stream(seed, "unused")).value[:valid]
+            found.setdefault(("exact", 1), []).append(Estimate(exact, np.zeros(valid), np.ones(valid)))
+            continue
+        for proposal, score in scored.items():
+            key = keys.stream(seed, "evaluation")
+            values = inference.scores(model, variables, batch, proposal, score, max(num_samples), key)
+            for name, numbers in values.items():
+                for samples in num_samples:
+                    estimate = ESTIMATORS[name].summarise(numbers[:samples, :valid])
+                    found.setdefault((name, samples), []).append(estimate)
     return {
         cell: Estimate(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
         for cell, batches in found.items()
@@ -102,7 +107,7 @@ def evaluate(
       num_examples: the first so many of the split; 0: all.
       seed: of the evaluation's random numbers, nothing to do with that of training.
       data_dir: overrides the config's data.dir.
-      output: folder for what is written; default `<first workdir>/eval`.
+      output: folder for what is written; default `<first workdir>/eval_<split>`.
 
     Returns:
       The table, in Markdown.
@@ -111,39 +116,88 @@ def evaluate(
       UserError: for unknown estimators, counts below one, or workdirs and data that cannot be read.
     """
     counts = _counts(num_samples)
+    if not estimators or not counts:
+        raise UserError("name at least one estimator and one number of samples")
     for name in estimators:
         if name not in ESTIMATORS:
             raise UserError(f"estimator={name!r} is not known; choose from {', '.join(ESTIMATORS)}")
     if num_examples < 0:
         raise UserError(f"num_examples={num_examples} must not be negative")
-    folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / "eval").expanduser()
+    folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()
+    runs = [_open(workdir, split, data_dir) for workdir in workdirs]
+    _check_comparable(runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
     results: list[Result] = []
-    for workdir in workdirs:
-        trained = experiment.load(workdir)
-        if data_dir is not None:
-            trained.config.data.dir = data_dir
-        arrays = data.load(trained.config.data, trained.task.raw)[split]
-        if num_examples:
-            arrays = {name: array[:num_examples] for name, array in arrays.items()}
-        name = pathlib.Path(workdir).name
-        protocol = f"{trained.task.protocol}, {trained.config.data.source} {split}"
-        for stage in trained.stages:
-            cells = measure(trained, stage, arrays, estimators, counts, seed)
+    for run in runs:
+        arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
+        config, column = run.trained.config, run.trained.task.column
+        twins = [
+            other for other in runs if (other.trained.config.name, other.trained.task.column) == (config.name, column)
+        ]
+        label = config.name if len(twins) == 1 else f"{config.name} ({run.workdir})"
+        for stage in run.trained.stages:
+            cells = measure(run.trained, stage, arrays, estimators, counts, seed)
             for (estimator, size), estimate in cells.items():
-                model = f"{trained.config.name} {stage.name}"
-                results.append(Result(name, protocol, trained.task.column, model, estimator, size, estimate))
-        title = f"{trained.config.name}, {trained.task.column}: {split} split"
-        experiment.draw_samples(trained, arrays, folder / f"samples_{name}.png", title)
+                model = f"{label} {stage.name}"
+                results.append(Result(run.workdir, run.protocol, column, model, estimator, size, estimate))
+        picture = folder / f"samples_{run.workdir.strip('./').replace('/', '_')}.png"
+        experiment.draw_samples(run.trained, arrays, picture, f"{label}, {column}: {split} split")
     text = table(results)
     write_atomically(folder / "results.md", text)
-    write_atomically(folder / "results.json", json.dumps([summary(one, results) for one in results], indent=1))
+    rows = json.dumps([summary(one, results) for one in results], indent=1, allow_nan=False)
+    write_atomically(folder / "results.json", rows)
     return text
+
+
+class Run(NamedTuple):
+    """A trained experiment beside the arrays it is to be measured on."""
+
+    workdir: str
+    trained: Experiment
+    arrays: dict[str, np.ndarray]
+    protocol: str
+    fingerprint: str  # of the arrays
+
+
+def _open(workdir: str, split: str, data_dir: str | None) -> Run:
+    trained = experiment.load(workdir)
+    config, task = trained.config, trained.task
+    if data_dir is not None:
+        config.data.dir = data_dir
+    try:
+        arrays = data.load(config.data, task.raw)[split]
+    except UserError as error:
+        raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
+    return Run(
+        workdir,
+        trained,
+        arrays,
+        f"{task.protocol}, {config.data.source} {split}",
+        experiment.fingerprint(task, {split: arrays})[split],
+    )
+
+
+def _check_comparable(runs: Sequence[Run]) -> None:
+    """Raises where rows of one column would not be about the same y."""
+    if len({run.workdir for run in runs}) < len(runs):
+        raise UserError("the same --workdir is named twice")
+    first: dict[str, Run] = {}
+    for run in runs:
+        other = first.setdefault(run.trained.task.column, run)
+        if (run.protocol, run.fingerprint) != (other.protocol, other.fingerprint):
+            raise UserError(
+                f"{other.workdir} ({other.protocol}) and {run.workdir} ({run.protocol}) were trained on different data "
+                "or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
+            )
 
 
 def _counts(num_samples: Sequence[int | str]) -> list[int]:
     counts = []
     for count in num_samples:
-        if not str(count).isdigit() or int(count) < 1:
+        if not re.fullmatch("[0-9]+", str(count), re.ASCII) or int(count) < 1:
             raise UserError(f"num_samples={count} must be a whole number of at least 1")
         counts.append(int(count))
     return counts
@@ -162,7 +216,7 @@ def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     mean = mean_over_examples(result.estimate)
     reference = references(results)[result.column]
     gain = paired_difference(result.estimate, reference.estimate)
-    return {
+    row = {
         **{name: getattr(result, name) for name in result._fields if name != "estimate"},
         "num_examples": len(result.estimate.value),
         "negative_log_likelihood": -mean.value,
@@ -175,6 +229,8 @@ def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         "gain_standard_error": gain.standard_error,
         "gain_monte_carlo_error": gain.error,
     }
+    # JSON has no NaN: the error of a single sample or example is not known.
+    return {name: None if value != value else value for name, value in row.items()}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -182,8 +238,6 @@ def table(results: Sequence[Result]) -> str:
     columns = sorted({result.column for result in results})
     rows = list(dict.fromkeys((one.model, one.estimator, one.num_samples) for one in results))
     cells = {(one.model, one.estimator, one.num_samples, one.column): one for one in results}
-    if len(cells) < len(results):
-        raise UserError("two workdirs hold the same config and column; evaluate them one at a time")
     lines = [["model", "estimator", "samples", *columns]]
     gains = []
     for row in rows:
@@ -200,12 +254,12 @@ def table(results: Sequence[Result]) -> str:
                 gain_line.append("")
                 continue
             gain = paired_difference(result.estimate, reference.estimate)
-            gain_line.append(f"{gain.value:.2f} ± {gain.standard_error:.2f}" + _error(gain.error))
+            gain_line.append(_with_error(gain))
             gained = True
         lines.append(line)
         if gained:
             gains.append(gain_line)
-    first = next(iter(references(results).values()))
+    compared = ", ".join(dict.fromkeys(result.model for result in references(results).values()))
     protocols = "; ".join(sorted({result.protocol for result in results}))
     counts = sorted({len(result.estimate.value) for result in results})
     notes = [
@@ -215,21 +269,25 @@ def table(results: Sequence[Result]) -> str:
         "sample size: where it is a few, neither the figure nor its MC error can be believed.",
         "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
         "way, less so with more samples.",
-        f"A gain is over {first.model}, paired by example.",
+        f"A gain is over {compared}, paired by example.",
     ]
     return "\n".join([*_markdown([*lines, *gains]), "", *notes]) + "\n"
 
 
 def _cell(result: Result) -> str:
     mean = mean_over_examples(result.estimate)
-    text = f"{-mean.value:.2f} ± {mean.standard_error:.2f}"
+    text = _with_error(mean._replace(value=-mean.value))
     if result.estimator in ("mc", "is"):
-        return text + _error(mean.error) + f", ESS {np.median(result.estimate.ess):.0f}"
-    return text + _error(mean.error)
+        return f"{text}, ESS {np.median(result.estimate.ess):.0f}"
+    return text
 
 
-def _error(error: float) -> str:
-    return "" if error == 0 or math.isnan(error) else f", MC {error:.2g}"
+def _with_error(mean: Mean) -> str:
+    """The mean with its standard error, where there is one, and its Monte Carlo error, where it is not exact."""
+    spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.2f}"
+    return f"{mean.value:.2f} ± {spread}" + (
+        "" if mean.error == 0 or math.isnan(mean.error) else f", MC {mean.error:.2g}"
+    )
 
 
 def _markdown(lines: list[list[str]]) -> list[str]:

@@ -1,8 +1,13 @@
 """From a config to a trained model and back: what train.py, eval.py and `cvae_jax.load` share."""
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
+import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,32 +25,73 @@ from cvae_jax.model import Model, PyTree, Stage, Task, Variables
 LOGGER = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.sha256.json"  # of the arrays it was trained on
 
 
 NUM_SHOWN = 8  # examples in a figure of samples
 SAMPLES_SHOWN = 10
 
 
-def open_workdir(workdir: str, config: ConfigDict) -> pathlib.Path:
-    """Makes the folder, or checks that it belongs to this config, whose run then goes on.
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config of a workdir, as a tree of plain values.
 
     Raises:
-      UserError: when it holds another config's run or cannot be written.
+      UserError: when it is missing or damaged.
+    """
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text())
+    except OSError:
+        raise UserError(f"workdir {path} holds no run ({CONFIG_FILE} is missing); train there first") from None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "task" not in config:
+        raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it")
+    return config
+
+
+def fingerprint(task: Task, splits: data.Splits) -> dict[str, str]:
+    """SHA-256 of every split's raw arrays."""
+    found = {}
+    for split, arrays in splits.items():
+        digest = hashlib.sha256()
+        for name in task.raw:
+            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        found[split] = digest.hexdigest()
+    return found
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: str, config: ConfigDict, data_fingerprint: dict[str, str]) -> Iterator[pathlib.Path]:
+    """Makes the folder, or checks that it belongs to this config and data, whose run then goes on; locks it.
+
+    Raises:
+      UserError: when it holds another run that has checkpoints, is in use, or cannot be written.
     """
     path = pathlib.Path(workdir).expanduser()
     text = config.to_json_best_effort(indent=1)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if (path / CONFIG_FILE).exists():
-            _check_same(json.loads((path / CONFIG_FILE).read_text()), json.loads(text), path)
-        write_atomically(path / CONFIG_FILE, text)
+        lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR)
     except OSError as error:
         raise UserError(f"cannot write to workdir {path} ({error.strerror}); choose another --workdir") from None
-    return path
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
+        except OSError:
+            raise UserError(f"another process is training in workdir {path}; wait for it, or choose another") from None
+        if any((path / "checkpoints").glob("*/*.sha256.json")):
+            _check_same(read_config(path), json.loads(text), path)
+            if (path / DATA_FILE).exists() and json.loads((path / DATA_FILE).read_text()) != data_fingerprint:
+                raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
+        write_atomically(path / CONFIG_FILE, text)
+        write_atomically(path / DATA_FILE, json.dumps(data_fingerprint, indent=1))
+        yield path
+    finally:
+        os.close(lock)
 
 
 def _check_same(saved: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path) -> None:
-    """Raises for the first keys that differ; where the data lie may differ, since that changes no number."""
+    """Raises for the first keys that differ; where the data lie may differ, since the data are compared themselves."""
     saved, wanted = _flatten(saved), _flatten(wanted)
     differ = [key for key in {**saved, **wanted} if saved.get(key) != wanted.get(key) and key != "data.dir"]
     if differ:
@@ -65,28 +111,47 @@ def train(config: ConfigDict, workdir: str) -> None:
     """Trains every stage of the config's task in `workdir`, going on where an earlier call stopped.
 
     Leaves config.json, checkpoints/, metrics.jsonl, tensorboard/ and figures/ there.
+
+    Raises:
+      UserError: for settings, data or a workdir that cannot be used.
+      DivergenceError: when a term of the loss is not finite.
     """
     task = tasks.make_task(config)
     splits = data.load(config.data, task.raw)
-    path = open_workdir(workdir, config)
-    frozen: Variables = {}
     for stage in task.stages:
+        training.check_settings(stage, data.num_examples(splits["train"]))
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"seed={config.seed} must be between 0 and 2,147,483,647")
+    with open_workdir(workdir, config, fingerprint(task, splits)) as path:
+        frozen: Variables = {}
+        for stage in task.stages:
+            frozen[stage.name] = _train_stage(stage, dict(frozen), task, config, splits, path)
 
-        def after_epoch(epoch: int, state: training.State, stage: Stage = stage, frozen: Variables = frozen) -> None:
-            every = stage.settings.figure_every
-            if every and (epoch % every == 0 or epoch == 1):
-                figures.training_curves(metrics.read(path), path / "figures" / "training.png")
-                learned = Experiment(config, task, {**frozen, stage.name: state.averaged})
-                frame = path / "figures" / stage.name / f"epoch_{epoch:04d}.png"
-                draw_samples(learned, splits["valid"], frame, f"{stage.name}, epoch {epoch}")
 
-        state = training.fit(stage, frozen, task, splits, config.seed, path, after_epoch)
-        frozen = {**frozen, stage.name: jax.device_get(state.best)}
-        figures.training_curves(metrics.read(path), path / "figures" / "training.png")
-        frames = sorted((path / "figures" / stage.name).glob("epoch_*.png"))
-        if frames:
-            figures.animate(frames, path / "figures" / f"{stage.name}.gif")
-        LOGGER.info("%s: best validation loss %.3f", stage.name, float(state.best_loss))
+def _train_stage(
+    stage: Stage, frozen: Variables, task: Task, config: ConfigDict, splits: data.Splits, path: pathlib.Path
+) -> Variables:
+    """Trains one stage and draws its figures; returns its best variables."""
+    folder = path / "figures"
+
+    def draw(variables: Variables, name: str, title: str) -> None:
+        trained = Experiment(config, task, {**frozen, stage.name: variables})
+        draw_samples(trained, splits["valid"], folder / stage.name / f"{name}.png", f"{stage.name}, {title}")
+
+    def after_epoch(epoch: int, state: training.State) -> None:
+        every = stage.settings.figure_every
+        if every and (epoch % every == 0 or epoch == 1):
+            figures.training_curves(metrics.read(path), folder / "training.png")
+            draw(state.averaged, f"epoch_{epoch:04d}", f"epoch {epoch}")
+
+    state = training.fit(stage, frozen, task, splits, config.seed, path, after_epoch)
+    figures.training_curves(metrics.read(path), folder / "training.png")
+    if stage.settings.figure_every:
+        draw(state.best, "best", "best weights")
+        frames = sorted((folder / stage.name).glob("epoch_*.png"))
+        figures.animate([*frames, folder / stage.name / "best.png"], folder / f"{stage.name}.gif")
+    LOGGER.info("%s: best validation loss %.3f", stage.name, float(state.best_loss))
+    return jax.device_get(state.best)
 
 
 class Experiment(NamedTuple):
@@ -179,12 +244,7 @@ def load(workdir: str) -> Experiment:
       UserError: when there is no run, or no valid checkpoint of its first stage.
     """
     path = pathlib.Path(workdir).expanduser()
-    try:
-        config = ConfigDict(json.loads((path / CONFIG_FILE).read_text()))
-    except FileNotFoundError:
-        raise UserError(f"workdir {path} holds no run ({CONFIG_FILE} is missing); train there first") from None
-    except ValueError:
-        raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it") from None
+    config = ConfigDict(read_config(path))
     task = tasks.make_task(config)
     mesh = parallel.make_mesh()
     best: dict[str, Variables] = {}

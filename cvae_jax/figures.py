@@ -45,9 +45,11 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """Saves every term of the loss over epochs, training and validation, a panel a term and a line of panels a stage.
 
     Args:
-      rows: of metrics.jsonl.
+      rows: of metrics.jsonl; none: no figure.
       path: of the PNG.
     """
+    if not rows:
+        return
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     terms = {stage: _terms([row for row in rows if row["stage"] == stage]) for stage in stages}
     width = max(len(names) for names in terms.values())

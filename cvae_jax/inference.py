@@ -1,5 +1,6 @@
 """Predictions, samples and likelihoods from any model of the contract."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -9,8 +10,8 @@ from jax import Array
 
 from cvae_jax import keys, parallel
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, Estimate, Estimator
-from cvae_jax.model import Batch, Model, PyTree, Variables
+from cvae_jax.estimators import ESTIMATORS, Estimate
+from cvae_jax.model import Batch, Draw, Model, Proposal, PyTree, Variables
 
 DRAWS_PER_CALL = 2_000  # samples times examples: enough to fill the cores, few enough to stay in cache
 
@@ -53,17 +54,19 @@ def scores(
     model: Model,
     variables: Variables,
     batch: Batch,
-    estimator: Estimator,
+    proposal: Proposal,
+    score: Callable[[Draw], PyTree],
     num_samples: int,
     key: Array,
     draws_per_call: int = DRAWS_PER_CALL,
-) -> np.ndarray:
-    """The estimator's number for every sample of every example, float32 [num_samples, batch].
+) -> PyTree:
+    """What `score` makes of every sample of every example: [batch] -> float32 [num_samples, batch], leaf by leaf.
 
     Each depends on (key, index of the example, number of the sample) alone, whatever else is in the batch and
     however many draws are made at once; only the numbers are kept, so memory hardly grows with the samples.
     The examples are spread over all devices when they divide.
     """
+    key = keys.substream(key, proposal)  # estimates from different proposals are independent
     mesh = parallel.make_mesh()
     variables = jax.device_put(variables, parallel.replicated(mesh))
     batch = parallel.place_batch(mesh, batch)
@@ -71,8 +74,9 @@ def scores(
         encoding = _encode(model, variables, batch)
         size = min(num_samples, max(1, draws_per_call // len(batch.index)))
         starts = jnp.arange(0, num_samples, size)
-        values = _scores(model, estimator, size, variables, encoding, keys.per_example(key, batch.index), starts)
-    return np.asarray(values).reshape(-1, len(batch.index))[:num_samples]
+        example_keys = keys.per_example(key, batch.index)
+        values = _scores(model, proposal, score, size, variables, encoding, example_keys, starts)
+    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, len(batch.index))[:num_samples], values)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -80,21 +84,22 @@ def _encode(model: Model, variables: Variables, batch: Batch) -> PyTree:
     return model.encode(variables, batch)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _scores(
     model: Model,
-    estimator: Estimator,
+    proposal: Proposal,
+    score: Callable[[Draw], PyTree],
     size: int,
     variables: Variables,
     encoding: PyTree,
     example_keys: Array,
     starts: Array,
-) -> Array:
+) -> PyTree:
     """Scores [len(starts), size, batch]: `size` samples at once, vmapped, from each start in turn."""
 
-    def from_start(start: Array) -> Array:
+    def from_start(start: Array) -> PyTree:
         sample_keys = keys.per_sample(example_keys, start + jnp.arange(size))
-        return jax.vmap(lambda k: estimator.score(model.draw(variables, encoding, k, estimator.proposal)))(sample_keys)
+        return jax.vmap(lambda k: score(model.draw(variables, encoding, k, proposal)))(sample_keys)
 
     return jax.lax.map(from_start, starts)
 
@@ -111,5 +116,7 @@ def log_prob(
         raise UserError(f"estimator {estimator!r} is not known; choose from {', '.join(ESTIMATORS)}")
     if num_samples < 1:
         raise UserError(f"num_samples={num_samples} must be at least 1")
+    if batch.y is None:
+        raise UserError("log p(y|x) needs y")
     how = ESTIMATORS[estimator]
-    return how.summarise(scores(model, variables, batch, how, num_samples, key))
+    return how.summarise(scores(model, variables, batch, how.proposal, how.score, num_samples, key))

@@ -8,7 +8,12 @@ from jax import Array
 
 def stream(seed: int | Array, name: str) -> Array:
     """The key of a named stream: independent of every other name's."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return substream(jax.random.key(seed), name)
+
+
+def substream(key: Array, name: str) -> Array:
+    """The key of a named stream below `key`: independent of every other name's."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def per_example(key: Array, index: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import tensorboardX
 
 from cvae_jax.checkpoints import write_atomically
+from cvae_jax.errors import UserError
 
 FILE = "metrics.jsonl"
 
@@ -16,7 +17,16 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl in order; a last line that a kill cut short is left out."""
     path = workdir / FILE
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise UserError(
+                    f"{path}, line {number} is damaged; put back a copy of it, or remove that line"
+                ) from None
+    return rows
 
 
 class Log:

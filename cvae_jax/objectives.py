@@ -20,9 +20,8 @@ Objective = Callable[[Draws], tuple[Array, dict[str, Array]]]
 
 
 def total_kl(draw: Draw) -> Array:
-    """KL(q || p) summed over the latent units and averaged over the samples: [samples, batch, ...] -> [batch]."""
-    zero = jnp.zeros_like(draw.log_p_z)
-    return jax.tree.reduce(lambda total, kl: total + jax.vmap(sum_per_example)(kl), draw.kl, zero).mean(0)
+    """KL(q || p) of one draw, summed over its latent units: [batch]."""
+    return jax.tree.reduce(lambda total, kl: total + sum_per_example(kl), draw.kl, jnp.zeros_like(draw.log_p_z))
 
 
 def elbo(draw: Draws, *, beta: float = 1.0) -> tuple[Array, dict[str, Array]]:
@@ -34,7 +33,7 @@ def elbo(draw: Draws, *, beta: float = 1.0) -> tuple[Array, dict[str, Array]]:
     log_p_y = drawn.log_p_y.mean(0)
     if not jax.tree.leaves(drawn.kl):
         return log_p_y, {}
-    kl = total_kl(drawn)
+    kl = jax.vmap(total_kl)(drawn).mean(0)
     return log_p_y - beta * kl, {"log_p_y": log_p_y, "kl": kl}
 
 
@@ -43,7 +42,7 @@ def iwae(draw: Draws) -> tuple[Array, dict[str, Array]]:
     drawn = draw("recognition")
     log_weights = drawn.log_p_y + drawn.log_p_z - drawn.log_q_z
     bound = jax.nn.logsumexp(log_weights, 0) - jnp.log(log_weights.shape[0])
-    return bound, {"log_p_y": drawn.log_p_y.mean(0), "kl": total_kl(drawn)}
+    return bound, {"log_p_y": drawn.log_p_y.mean(0), "kl": jax.vmap(total_kl)(drawn).mean(0)}
 
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {"elbo": elbo, "iwae": iwae}

@@ -58,21 +58,37 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return generator.permutation(num_examples).astype(np.int32)
 
 
-def steps_per_epoch(stage: Stage, num_examples: int) -> int:
-    """Whole batches in an epoch; the rest of the examples stand in other epochs' batches.
+def steps_per_epoch(stage: Stage, num_train: int) -> int:
+    """Whole batches in an epoch; the rest of the examples stand in other epochs' batches."""
+    return num_train // stage.settings.batch_size
+
+
+def check_settings(stage: Stage, num_train: int) -> None:
+    """Checks the values of a stage's settings before anything is written.
 
     Raises:
-      UserError: when there is not even one.
+      UserError: for the first that cannot be; names it and what it must be.
     """
-    batch_size = stage.settings.batch_size
-    if not 0 < batch_size <= num_examples:
-        raise UserError(f"{stage.name}.batch_size={batch_size} must be between 1 and the {num_examples} examples")
-    if batch_size % jax.device_count():
-        raise UserError(
-            f"{stage.name}.batch_size={batch_size} does not divide over {jax.device_count()} devices; "
-            f"take a multiple of {jax.device_count()}"
-        )
-    return num_examples // batch_size
+    settings, optimizer, objective = stage.settings, stage.settings.optimizer, stage.settings.objective
+    count = jax.device_count()
+    for key, value, fits, must in (
+        ("epochs", settings.epochs, settings.epochs >= 1, "at least 1"),
+        ("steps_per_call", settings.steps_per_call, settings.steps_per_call >= 1, "at least 1"),
+        ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 1, "at least 1"),
+        ("patience", settings.patience, settings.patience >= 0, "at least 0"),
+        ("figure_every", settings.figure_every, settings.figure_every >= 0, "at least 0"),
+        ("averaging", settings.averaging, 0 <= settings.averaging < 1, "at least 0 and below 1"),
+        ("batch_size", settings.batch_size, 0 < settings.batch_size <= num_train, f"between 1 and {num_train}"),
+        ("batch_size", settings.batch_size, settings.batch_size % count == 0, f"a multiple of the {count} devices"),
+        ("optimizer.learning_rate", optimizer.learning_rate, 0 < optimizer.learning_rate < math.inf, "above 0"),
+        ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "at least 0"),
+        ("optimizer.weight_decay", optimizer.weight_decay, 0 <= optimizer.weight_decay < math.inf, "at least 0"),
+        ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "at least 0"),
+        ("objective.beta", objective.beta, 0 <= objective.beta < math.inf, "at least 0"),
+    ):
+        if not fits:
+            raise UserError(f"{stage.name}.{key}={value} must be {must}")
+    make_optimizer(stage, num_train)
 
 
 def make_optimizer(stage: Stage, num_train: int) -> optax.GradientTransformation:
@@ -215,7 +231,7 @@ def check_finite(stage: Stage, first_step: int, terms: dict[str, np.ndarray], ch
     last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
     raise DivergenceError(
         f"{stage.name}: {names} not finite at step {first_step + offset}; {last}. Lower "
-        f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm"
+        f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm, in a new --workdir"
     )
 
 

@@ -141,8 +141,9 @@ def test_reported_errors_cover_the_truth(name):
 
 
 def scores(batch, num_samples=40, draws_per_call=2000):
+    how, key = ESTIMATORS["is"], jax.random.key(0)
     return inference.scores(
-        lg.MODEL, lg.variables(1.2), batch, ESTIMATORS["is"], num_samples, jax.random.key(0), draws_per_call
+        lg.MODEL, lg.variables(1.2), batch, how.proposal, how.score, num_samples, key, draws_per_call
     )
 
 
@@ -170,7 +171,9 @@ def test_fewer_samples_are_the_first_of_more(draws_per_call):
 def test_scores_differ_between_samples_examples_and_keys():
     twins = lg.batch_of(np.repeat(X_[:1], 2, 0), np.repeat(Y_[:1], 2, 0))
     found = scores(twins)
-    other = inference.scores(lg.MODEL, lg.variables(1.2), twins, ESTIMATORS["is"], 40, jax.random.key(1))
+    other = inference.scores(
+        lg.MODEL, lg.variables(1.2), twins, ESTIMATORS["is"].proposal, ESTIMATORS["is"].score, 40, jax.random.key(1)
+    )
     assert len(np.unique(np.stack([found, other]))) == 2 * 2 * 40
 
 

@@ -1,6 +1,7 @@
 """A trained experiment from Python, and its evaluation: the same numbers by every road."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def test_samples_have_the_mean_of_the_model(trained, images):
 
 
 def test_log_prob_agrees_with_the_estimators_and_with_evaluation(trained, images):
-    key = keys.stream(0, "is")  # evaluation's own, for seed 0
+    key = keys.stream(0, "evaluation")  # evaluation's own, for seed 0
     found = trained.log_prob(images[:6], images[:6], 2000, key)
     again = trained.log_prob(images[:6], images[:6], 2000, jax.random.key(7), estimator="mc")
     assert (abs(found.value - again.value) < 5 * np.hypot(found.error, again.error)).all()
@@ -137,9 +138,31 @@ def test_gains_stand_under_the_columns_of_their_own_baseline():
     assert cells[4] == ["gain of m cvae", "is", "10", "0.75 ± 0.25, MC 0.071", ""]
 
 
-def test_two_runs_of_one_cell_are_refused(workdir):
-    with pytest.raises(UserError, match="two workdirs hold the same config and column"):
-        evaluation.evaluate([str(workdir), str(workdir)], ["is"], [2], num_examples=5, output=str(workdir / "eval"))
+def test_two_runs_of_one_config_stand_under_their_workdirs(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "copy")
+    both = [str(workdir), str(tmp_path / "copy")]
+    evaluation.evaluate(both, ["is"], [2, 2], num_examples=5, output=str(tmp_path / "eval"))
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert [row["workdir"] for row in rows] == [both[0], both[0], both[1], both[1]]
+    assert len({row["model"] for row in rows}) == 4
+    assert rows[1]["negative_log_likelihood"] == rows[3]["negative_log_likelihood"]
+    assert len(list((tmp_path / "eval").glob("samples_*.png"))) == 2
+
+
+def test_runs_on_other_targets_do_not_share_a_column(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "targets": "dynamic"}))
+    with pytest.raises(UserError, match="cannot stand in one column"):
+        evaluation.evaluate([str(workdir), str(tmp_path / "other")], ["is"], [2], output=str(tmp_path / "eval"))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_one_sample_of_one_example_has_no_errors_to_tell(workdir, tmp_path):
+    table = evaluation.evaluate([str(workdir)], ["is"], [1], num_examples=1, output=str(tmp_path))
+    assert "± ?" in table and "nan" not in table
+    rows = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert rows[1]["standard_error"] is None and rows[1]["monte_carlo_error"] is None
 
 
 def test_unknown_names_are_refused(trained, images):

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import pytest
 
 import cvae_jax
 from configs import digits_quadrants
-from cvae_jax import data, metrics, parallel, tasks, training
+from cvae_jax import data, experiment, metrics, parallel, tasks, training
 from cvae_jax.checkpoints import Checkpoints
 from cvae_jax.errors import DivergenceError, UserError
 
@@ -222,10 +223,80 @@ def test_one_two_and_eight_devices_measure_the_same(tmp_path):
     np.testing.assert_allclose(values[2], values[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [0, 2000, 33])
-def test_batch_sizes_that_cannot_be(batch_size, tmp_path):
-    with pytest.raises(UserError, match=rf"baseline.batch_size={batch_size}"):
-        cvae_jax.train(small_config(**{"baseline.batch_size": batch_size}), str(tmp_path))
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("baseline.batch_size", 0),
+        ("baseline.batch_size", 2000),
+        ("baseline.batch_size", 33),
+        ("cvae.epochs", 0),
+        ("cvae.steps_per_call", 0),
+        ("cvae.checkpoint_every", 0),
+        ("cvae.averaging", 1.5),
+        ("cvae.optimizer.learning_rate", math.nan),
+        ("cvae.optimizer.clip_norm", -1.0),
+        ("cvae.optimizer.warmup_steps", 10_000),
+        ("cvae.objective.beta", -1.0),
+        ("seed", 2**31),
+    ],
+)
+def test_values_that_cannot_be_are_refused_before_anything_is_written(key, value, tmp_path):
+    with pytest.raises(UserError, match=f"{key.removeprefix('cvae.')}={value}"):
+        cvae_jax.train(small_config(**{key: value}), str(tmp_path / "workdir"))
+    assert not (tmp_path / "workdir").exists()
+
+
+def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
+    config = small_config(**{"baseline.optimizer.learning_rate": 1e30})
+    with pytest.raises(DivergenceError):
+        cvae_jax.train(config, str(tmp_path))
+    cvae_jax.train(small_config(), str(tmp_path))
+    assert len(metrics.read(tmp_path)) == 8
+
+
+def test_other_data_are_refused(tmp_path):
+    arrays = data.load(small_config().data, tasks.make_task(small_config()).raw)
+    for folder, shift in (("a", 0), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        for split in arrays:
+            np.savez(tmp_path / folder / f"{split}.npz", image=arrays[split]["image"] // 2 + np.uint8(shift))
+    keys = {"data.source": "npz", "data.dir": str(tmp_path / "a"), "baseline.epochs": 1, "cvae.epochs": 1}
+    cvae_jax.train(small_config(**keys), str(tmp_path / "run"))
+    with pytest.raises(UserError, match="holds a run on other data"):
+        cvae_jax.train(small_config(**{**keys, "data.dir": str(tmp_path / "b")}), str(tmp_path / "run"))
+
+
+def test_a_workdir_has_one_owner(tmp_path):
+    config = small_config()
+    with (
+        experiment.open_workdir(str(tmp_path), config, {}),
+        pytest.raises(UserError, match="another process is training in workdir"),
+        experiment.open_workdir(str(tmp_path), config, {}),
+    ):
+        pass
+
+
+def test_damaged_files_of_a_workdir_are_one_line(tmp_path):
+    config = small_config(**{"baseline.epochs": 1, "cvae.epochs": 1})
+    cvae_jax.train(config, str(tmp_path / "run"))
+    for name, spoil, message in (
+        ("config.json", lambda text: text[:50], "config.json is damaged"),
+        ("config.json", lambda text: "[]", "config.json is damaged"),
+        ("config.json", lambda text: text.replace('"latent": 4', '"latent": 6'), "does not fit config.json"),
+        ("metrics.jsonl", lambda text: "{bad}\n" + text, "metrics.jsonl, line 1 is damaged"),
+    ):
+        path = tmp_path / "run" / name
+        text = path.read_text()
+        path.write_text(spoil(text))
+        with pytest.raises(UserError, match=message) as error:
+            cvae_jax.load(str(tmp_path / "run"))
+        assert "\n" not in str(error.value)
+        path.write_text(text)
+    for manifest in (tmp_path / "run" / "checkpoints" / "cvae").glob("*.json"):
+        shutil.copytree(manifest.with_name(manifest.name.split(".")[0]), manifest.with_name("1"))
+        manifest.unlink()
+    with pytest.raises(UserError, match="manifests"):
+        cvae_jax.load(str(tmp_path / "run"))
 
 
 def test_a_workdir_of_another_config_is_refused_and_unharmed(tmp_path):

@@ -188,6 +188,8 @@ def make_cvae(networks: nn.Module, baseline: Model) -> Model:
 def make_task(config: Any) -> Task:
     """The task that configs/mnist_quadrants.py and configs/digits_quadrants.py describe."""
     shape = tuple(config.image_shape)
+    if len(shape) != 2 or not all(isinstance(side, int) and side >= 2 for side in shape):
+        raise UserError(f"image_shape={shape} must be a height and a width of at least 2")
     observed = observed_quadrants(config.quadrants, shape)
     for name, widths in (
         ("baseline.hidden", config.baseline.hidden),
@@ -215,14 +217,23 @@ def make_task(config: Any) -> Task:
         """Batch of a user's images [batch, height, width] in [0, 1]; of x only the observed quadrants are read."""
         images = {}
         for name, image in (("x", x), ("y", y)):
-            if image is None:
+            if image is None and name == "y":
                 continue
-            images[name] = jnp.asarray(image, jnp.float32)
+            try:
+                images[name] = jnp.asarray(image, jnp.float32)
+            except (TypeError, ValueError):
+                raise UserError(f"{name} is no array of numbers, but {type(image).__name__}") from None
             if images[name].ndim != 3 or images[name].shape[1:] != shape:
                 raise UserError(f"{name} has shape {images[name].shape}, expected [batch, {shape[0]}, {shape[1]}]")
             if not bool(((images[name] >= 0) & (images[name] <= 1)).all()):
                 raise UserError(f"{name} has values outside [0, 1] or NaN; scale grey values by 1/255")
+            if config.targets == "threshold":
+                images[name] = (images[name] > 0.5).astype(jnp.float32)
+            elif config.targets == "dynamic" and not bool(((images[name] == 0) | (images[name] == 1)).all()):
+                raise UserError(f"{name} has grey values, but the model was trained on binary ones; binarise it")
         count = len(images["x"])
+        if count == 0:
+            raise UserError("x holds no image")
         if y is not None and len(images["y"]) != count:
             raise UserError(f"x has {count} images but y has {len(images['y'])}")
         return observe(images["x"], images.get("y"), jnp.arange(count), jnp.ones(count))
