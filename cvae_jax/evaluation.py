@@ -143,7 +143,10 @@ def evaluate(
             for (estimator, size), estimate in cells.items():
                 model = f"{label} {stage.name}"
                 results.append(Result(run.workdir, run.protocol, column, model, estimator, size, estimate))
-        picture = folder / f"samples_{run.workdir.strip('./').replace('/', '_')}.png"
+        base = pathlib.Path(run.workdir).name
+        if sum(pathlib.Path(other.workdir).name == base for other in runs) > 1:
+            base = run.workdir.strip("./").replace("/", "_")
+        picture = folder / f"samples_{base}.png"
         experiment.draw_samples(run.trained, arrays, picture, f"{label}, {column}: {split} split")
     text = table(results)
     write_atomically(folder / "results.md", text)
