@@ -5,7 +5,7 @@ python eval.py --workdir=runs/q1 [--workdir=runs/q2 ...] [--estimator=elbo,mc,is
 
 from absl import flags
 
-from cvae_jax import command_line, evaluation
+from cvae_jax import command_line, evaluation, parallel
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; repeat the flag to compare runs.", required=True
@@ -23,6 +23,7 @@ OUTPUT = flags.DEFINE_string(
 
 def main() -> None:
     """Measures."""
+    parallel.use_every_core()
     print(
         evaluation.evaluate(
             WORKDIR.value,
