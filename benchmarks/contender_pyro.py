@@ -48,10 +48,10 @@ class Quadrants(Dataset):
     def __init__(self, images: np.ndarray, transforms: list[Any]):
         self.images, self.transforms = images, transforms
 
-    def __len__(self) -> int:  # noqa: D105
+    def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:  # noqa: D105
+    def __getitem__(self, item: int) -> dict[str, Any]:
         sample: dict[str, Any] = {"original": Image.fromarray(self.images[item]), "digit": item % 10}
         for transform in self.transforms:
             sample = transform(sample)

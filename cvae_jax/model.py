@@ -49,13 +49,13 @@ class Train(NamedTuple):
 class Encode(Protocol):
     """All that does not depend on z, computed once however many z follow."""
 
-    def __call__(self, variables: Variables, batch: Batch, train: Train | None = None) -> PyTree: ...  # noqa: D102
+    def __call__(self, variables: Variables, batch: Batch, train: Train | None = None) -> PyTree: ...
 
 
 class DrawFn(Protocol):
     """One z for every example: `keys` is [batch], and `z` is handed in when the proposal is "given"."""
 
-    def __call__(  # noqa: D102
+    def __call__(
         self,
         variables: Variables,
         encoding: PyTree,

@@ -15,7 +15,7 @@ class MLP(nn.Module):
     num_outputs: int
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:  # noqa: D102
+    def __call__(self, inputs: Array) -> Array:
         for width in self.hidden:
             inputs = nn.relu(nn.Dense(width)(inputs))
         return nn.Dense(self.num_outputs)(inputs)
@@ -28,6 +28,6 @@ class GaussianMLP(nn.Module):
     units: int
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Normal:  # noqa: D102
+    def __call__(self, inputs: Array) -> Normal:
         outputs = MLP(self.hidden, 2 * self.units)(inputs)
         return bounded_normal(outputs[..., : self.units], outputs[..., self.units :])

@@ -11,7 +11,7 @@ class ResidualBlock(nn.Module):
     """h + Dense(gelu(Dense(LayerNorm(h)))), [..., width] -> [..., width]."""
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:  # noqa: D102
+    def __call__(self, inputs: Array) -> Array:
         width = inputs.shape[-1]
         hidden = nn.gelu(nn.Dense(width)(nn.LayerNorm()(inputs)))
         return inputs + nn.Dense(width, kernel_init=SMALL_INIT)(hidden)
@@ -23,5 +23,5 @@ class ResidualMLP(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, inputs: Array) -> Array:  # noqa: D102
+    def __call__(self, inputs: Array) -> Array:
         return nn.gelu(nn.LayerNorm()(ResidualBlock()(nn.Dense(self.width)(inputs))))

@@ -74,7 +74,7 @@ class PlainCVAE(nn.Module):
     hidden: Sequence[int]
     latent: int
 
-    def setup(self) -> None:  # noqa: D102
+    def setup(self) -> None:
         self.prior_net = GaussianMLP(self.hidden, self.latent)
         self.recognition_net = GaussianMLP(self.hidden, self.latent)
         self.generation_net = MLP(self.hidden, self.pixels)
@@ -106,7 +106,7 @@ class ResidualCVAE(nn.Module):
     width: int
     latent: int
 
-    def setup(self) -> None:  # noqa: D102
+    def setup(self) -> None:
         dense, outputs = nn.Dense, self.latent  # mean and log scale of latent/2 units
         self.x_net = ResidualMLP(self.width)
         self.y_net = ResidualMLP(self.width)
