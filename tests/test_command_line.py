@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMOKE = ["digits_quadrants.py:1,smoke", "mnist_quadrants.py:3,smoke"]
+SMOKE = ["digits_quadrants.py:1,smoke", "mnist_quadrants.py:3,strong,smoke"]
 
 
 def run(script, *arguments):
