@@ -192,8 +192,8 @@ def _check_comparable(runs: Sequence[Run]) -> None:
         other = first.setdefault(run.trained.task.column, run)
         if (run.protocol, run.fingerprint) != (other.protocol, other.fingerprint):
             raise UserError(
-                f"{other.workdir} ({other.protocol}) and {run.workdir} ({run.protocol}) were trained on different data "
-                "or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
+                f"{other.workdir} ({other.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
+                "data or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
             )
 
 
@@ -214,11 +214,16 @@ def references(results: Sequence[Result]) -> dict[str, Result]:
     return first
 
 
+def gain_of(result: Result, results: Sequence[Result]) -> Mean:
+    """What a result gains over its column's reference, paired by example, nats."""
+    return paired_difference(result.estimate, references(results)[result.column].estimate)
+
+
 def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """A result as numbers: negative log-likelihood in nats per example, its errors, and what it gains."""
     mean = mean_over_examples(result.estimate)
     reference = references(results)[result.column]
-    gain = paired_difference(result.estimate, reference.estimate)
+    gain = gain_of(result, results)
     row = {
         **{name: getattr(result, name) for name in result._fields if name != "estimate"},
         "num_examples": len(result.estimate.value),
@@ -252,12 +257,10 @@ def table(results: Sequence[Result]) -> str:
         for column in columns:
             result = cells.get((*row, column))
             line.append("" if result is None else _cell(result))
-            reference = references(results)[column]
-            if result is None or result is reference:
+            if result is None or result is references(results)[column]:
                 gain_line.append("")
                 continue
-            gain = paired_difference(result.estimate, reference.estimate)
-            gain_line.append(_with_error(gain))
+            gain_line.append(_with_error(gain_of(result, results)))
             gained = True
         lines.append(line)
         if gained:
