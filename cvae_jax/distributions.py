@@ -4,7 +4,7 @@ Every distribution has `mean`, `sample(keys)` with one key per example, and elem
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -91,9 +91,9 @@ def draw_latent(
     Args:
       prior: p(z|x), [batch, units].
       posterior: q(z|x,y), or None where y is not known.
-      keys: random keys [batch]; unused by "prior_mean" and "given".
+      keys: random keys [batch]; unused where nothing is drawn.
       proposal: where z comes from.
-      z: [batch, units], when the proposal is "given".
+      z: [batch, units], when the proposal is "given" or "given_by_prior".
 
     Raises:
       ValueError: for "recognition" without a posterior, "given" without z, or an unknown proposal.
@@ -106,10 +106,12 @@ def draw_latent(
         z = prior.sample(keys)
     elif proposal == "prior_mean":
         z = prior.mean
-    elif proposal != "given":
-        raise ValueError(f"unknown proposal {proposal!r}; it is recognition, prior, prior_mean or given")
+    elif proposal not in ("given", "given_by_prior"):
+        raise ValueError(f"unknown proposal {proposal!r}; choose from {', '.join(get_args(Proposal))}")
     if z is None:
-        raise ValueError('the proposal "given" needs the z to score')
+        raise ValueError(f"the proposal {proposal!r} needs the z to score")
+    if proposal == "given_by_prior":
+        z = prior.mean + prior.scale * jax.lax.stop_gradient((z - prior.mean) / prior.scale)
     log_p_z = sum_per_example(prior.log_prob(z))
     if posterior is None:
         return Latent(z, log_p_z, jnp.full_like(log_p_z, jnp.nan), jnp.full_like(z, jnp.nan))

@@ -8,14 +8,17 @@ inference, training and evaluation see nothing else of a model.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 PyTree = Any
 Variables = dict[str, PyTree]
 
-# Where z comes from: q(z|x,y), p(z|x), the mean of p(z|x), or the caller, who wants it scored.
-Proposal = Literal["recognition", "prior", "prior_mean", "given"]
+# Where z comes from: q(z|x,y), p(z|x), the mean of p(z|x), or the caller, who wants it scored. "given_by_prior" is
+# the caller's z too, but with the gradient it would have if the prior had drawn it: mean and scale of p(z|x) move it.
+Proposal = Literal["recognition", "prior", "prior_mean", "given", "given_by_prior"]
 
 
 class Batch(NamedTuple):
@@ -55,7 +58,7 @@ class Encode(Protocol):
 
 
 class DrawFn(Protocol):
-    """One z for every example: `keys` is [batch], and `z` is handed in when the proposal is "given"."""
+    """One z for every example: `keys` is [batch], and `z` is handed in when the proposal is "given" (by the prior)."""
 
     def __call__(
         self,
@@ -79,12 +82,19 @@ class Model(NamedTuple):
     draw: DrawFn
 
 
+def has_latents(model: Model, variables: Variables, batch: Batch) -> bool:
+    """Whether the model draws a z at all; without one its log p(y|x) is exact."""
+    keys = jax.vmap(jax.random.key)(jnp.zeros_like(batch.index))
+    draw = jax.eval_shape(lambda v, b: model.draw(v, model.encode(v, b), keys, "prior"), variables, batch)
+    return bool(jax.tree.leaves(draw.z))
+
+
 class Stage(NamedTuple):
     """One training run; later stages see its best weights, frozen."""
 
     name: str
     model: Model
-    objective: Callable[..., tuple[Array, dict[str, Array]]]  # see objectives.py
+    objective: Callable[..., tuple[Array, dict[str, Array]]]  # see objectives.from_config
     settings: Any  # epochs, patience, batch_size, averaging, optimizer: see configs/
 
 

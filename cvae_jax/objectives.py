@@ -1,63 +1,252 @@
 """Training objectives, per example and to be maximised, as a few lines over draws.
 
-Each takes `draw`, a function from a proposal to a `Draw` with a leading axis of samples, and returns the
-objective [batch] in nats and the terms [batch] that are logged.
+Each takes `draw`, which makes the draws it asks for, and returns the objective [batch] in nats and the terms [batch]
+that are logged.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from cvae_jax import schedules
 from cvae_jax.distributions import sum_per_example
 from cvae_jax.errors import UserError
-from cvae_jax.model import Draw, Proposal
+from cvae_jax.model import Draw, Model, Proposal, PyTree, Train, Variables
 
-Draws = Callable[[Proposal], Draw]
-Objective = Callable[[Draws], tuple[Array, dict[str, Array]]]
+Terms = dict[str, Array]
+
+stop = jax.lax.stop_gradient
+
+
+class Draws(Protocol):
+    """Many draws for every example: the fields of `Draw` with a leading axis of samples.
+
+    `z` is handed in, leaves [samples, batch, ...], when the proposal is "given" or "given_by_prior". With `frozen`
+    the model's variables and encoding are constants, so that gradients flow through z alone.
+    """
+
+    def __call__(self, proposal: Proposal, z: PyTree = None, frozen: bool = False) -> Draw:
+        """Draws, or scores z."""
+
+
+def draws_of(
+    model: Model, variables: Variables, encoding: PyTree, keys: Array, train: Train | None = None
+) -> Draws:
+    """Draws from a model, under keys [samples, batch]: the same noise whatever the proposal."""
+
+    def draw(proposal: Proposal, z: PyTree = None, frozen: bool = False) -> Draw:
+        constants = stop((variables, encoding)) if frozen else (variables, encoding)
+        return jax.vmap(lambda k, z: model.draw(*constants, k, proposal, z, train))(keys, z)
+
+    return draw
 
 
 def total_kl(draw: Draw) -> Array:
-    """KL(q || p) of one draw, summed over its latent units: [batch]."""
-    return jax.tree.reduce(lambda total, kl: total + sum_per_example(kl), draw.kl, jnp.zeros_like(draw.log_p_z))
+    """KL(q || p) of one draw, summed over its factors and latent units: [batch]."""
+    return _sum_of_units(draw.kl, sum_per_example(jnp.zeros_like(draw.log_p_z)))
 
 
-def elbo(draw: Draws, *, beta: float = 1.0) -> tuple[Array, dict[str, Array]]:
+def _sum_of_units(kl: PyTree, start: Array) -> Array:
+    return jax.tree.reduce(lambda total, units: total + sum_per_example(units), kl, start)
+
+
+def elbo(
+    draw: Draws, *, beta: Array | float = 1.0, free_bits: float = 0.0, gradient: str = "reparameterised"
+) -> tuple[Array, Terms]:
     """The evidence lower bound E_q[log p(y|x,z)] - beta KL(q(z|x,y) || p(z|x)), eq. 4 of Sohn et al. 2015.
 
     For a model without latent variables this is log p(y|x) itself.
+
+    Args:
+      draw: makes the draws.
+      beta: weight of the KL.
+      free_bits: nats below which a latent unit's KL costs nothing (Kingma et al. 2016, eq. 15; here for every
+        example by itself, not for the mean of a minibatch, so that no example depends on the others).
+      gradient: "reparameterised", or "sticking_the_landing" (Roeder et al. 2017), which leaves out the score of q:
+        unbiased, and without variance where q is the posterior.
     """
     drawn = draw("recognition")
-    log_p_y = drawn.log_p_y.mean(0)
+    log_p_y = jax.vmap(sum_per_example)(drawn.log_p_y).mean(0)
     if not jax.tree.leaves(drawn.kl):
         return log_p_y, {}
     kl = jax.vmap(total_kl)(drawn).mean(0)
-    return log_p_y - beta * kl, {"log_p_y": log_p_y, "kl": kl}
+    paid = drawn._replace(kl=jax.tree.map(lambda units: jnp.maximum(units, free_bits), drawn.kl))
+    value = log_p_y - beta * jax.vmap(total_kl)(paid).mean(0)
+    if gradient == "sticking_the_landing":
+        share = jnp.full_like(drawn.log_p_z, 1 / len(drawn.log_p_z))
+        by_parameters, by_z = _score(draw, drawn.z, share, beta), _path(draw, drawn.z, share, beta)
+        value = _with_gradient_of(by_parameters + by_z, value)
+    return value, {"log_p_y": log_p_y, "kl": kl}
 
 
-def iwae(draw: Draws) -> tuple[Array, dict[str, Array]]:
-    """The importance-weighted bound log mean_k p(y|x,z_k) p(z_k|x) / q(z_k|x,y), eq. 8 of Burda et al. 2016."""
+def gsnn(draw: Draws) -> tuple[Array, Terms]:
+    """E_p(z|x)[log p(y|x,z)], the Gaussian stochastic neural network: eq. 6 of Sohn et al. 2015.
+
+    z comes from the prior in training too; the recognition network is not trained.
+    """
+    log_p_y = jax.vmap(sum_per_example)(draw("prior").log_p_y).mean(0)
+    return log_p_y, {"log_p_y_prior": log_p_y}
+
+
+def gdnn(draw: Draws) -> tuple[Array, Terms]:
+    """log p(y|x,z) at z = E[z|x]: the GSNN with zero covariance, a deterministic network."""
+    log_p_y = jax.vmap(sum_per_example)(draw("prior_mean").log_p_y).mean(0)
+    return log_p_y, {"log_p_y_prior": log_p_y}
+
+
+def hybrid(
+    draw: Draws, *, beta: Array | float = 1.0, alpha: float = 0.5, free_bits: float = 0.0
+) -> tuple[Array, Terms]:
+    """alpha ELBO + (1 - alpha) GSNN, eq. 7 of Sohn et al. 2015: z comes from where prediction will take it too."""
+    bound, terms = elbo(draw, beta=beta, free_bits=free_bits)
+    predicted, more = gsnn(draw)
+    return alpha * bound + (1 - alpha) * predicted, {**terms, **more}
+
+
+def iwae(draw: Draws, *, beta: Array | float = 1.0, gradient: str = "reparameterised") -> tuple[Array, Terms]:
+    """The importance-weighted bound log mean_k p(y|x,z_k) (p(z_k|x) / q(z_k|x,y))^beta, eq. 8 of Burda et al. 2016.
+
+    Args:
+      draw: makes the draws.
+      beta: 1 for the bound; less in a warm-up.
+      gradient: "reparameterised"; "doubly_reparameterised" (Tucker et al. 2019), where the score of q, whose signal
+        fades as k grows, is reparameterised again; or "generalised" (Bauer and Mnih 2021), where the prior's is too,
+        which pays once q fits. All are unbiased.
+    """
     drawn = draw("recognition")
-    log_weights = drawn.log_p_y + drawn.log_p_z - drawn.log_q_z
-    bound = jax.nn.logsumexp(log_weights, 0) - jnp.log(log_weights.shape[0])
-    return bound, {"log_p_y": drawn.log_p_y.mean(0), "kl": jax.vmap(total_kl)(drawn).mean(0)}
+    log_weights = _log_weights(drawn, beta)
+    bounds = jax.nn.logsumexp(log_weights, 0) - jnp.log(len(log_weights))
+    value = sum_per_example(bounds)
+    if gradient != "reparameterised":
+        # With v the normalised weights, E_q[v ∂log q] = E_q[(v - v²) ∂log w ∂z], and likewise for p with z moved by it.
+        share = stop(jax.nn.softmax(log_weights, 0))
+        again = beta * (share - share**2)
+        by_z = _path(draw, drawn.z, share - again, beta)
+        if gradient == "generalised":
+            moved = draw("given_by_prior", stop(drawn.z)).z
+            by_prior = draw("given", moved, frozen=True)
+            by_parameters = _score(draw, drawn.z, share, 0.0) + _sum_of_samples(
+                again * _log_weights(by_prior, beta) - beta * share * (by_prior.log_p_z - by_prior.log_q_z)
+            )
+        else:
+            by_parameters = _score(draw, drawn.z, share, beta)
+        value = _with_gradient_of(by_parameters + by_z, value)
+    log_p_y = jax.vmap(sum_per_example)(drawn.log_p_y).mean(0)
+    return value, {"log_p_y": log_p_y, "kl": jax.vmap(total_kl)(drawn).mean(0)}
 
 
-OBJECTIVES: dict[str, Callable[..., Any]] = {"elbo": elbo, "iwae": iwae}
+def _log_weights(draw: Draw, beta: Array | float) -> Array:
+    return draw.log_p_y + beta * (draw.log_p_z - draw.log_q_z)
+
+
+def _sum_of_samples(terms: Array) -> Array:
+    """[samples, batch, *factors] -> [batch]."""
+    return sum_per_example(terms.sum(0))
+
+
+def _score(draw: Draws, z: PyTree, share: Array, beta: Array | float) -> Array:
+    """Its gradient is that of log p(y|x,z) + beta log p(z|x) at a fixed z, weighted by `share`."""
+    scored = draw("given", stop(z))
+    return _sum_of_samples(share * (scored.log_p_y + beta * scored.log_p_z))
+
+
+def _path(draw: Draws, z: PyTree, share: Array, beta: Array | float) -> Array:
+    """Its gradient is that of the log weights through z alone, weighted by `share`."""
+    return _sum_of_samples(share * _log_weights(draw("given", z, frozen=True), beta))
+
+
+def _with_gradient_of(surrogate: Array, value: Array) -> Array:
+    """`value`, with the gradient of `surrogate`."""
+    return stop(value) + surrogate - stop(surrogate)
+
+
+class Kind(NamedTuple):
+    """An objective and the settings that it reads, beside num_samples."""
+
+    function: Callable[..., tuple[Array, Terms]]
+    reads: tuple[str, ...]
+    gradients: tuple[str, ...] = ("reparameterised",)
+    trains_recognition: bool = True
+    predicts_from: Proposal = "prior"  # where z comes from once it is trained
+
+
+_BETA = ("beta", "annealing", "annealing_steps", "annealing_cycles")
+OBJECTIVES = {
+    "elbo": Kind(elbo, (*_BETA, "free_bits", "gradient"), ("reparameterised", "sticking_the_landing")),
+    "gsnn": Kind(gsnn, (), trains_recognition=False),
+    "gdnn": Kind(gdnn, (), trains_recognition=False, predicts_from="prior_mean"),
+    "hybrid": Kind(hybrid, (*_BETA, "free_bits", "alpha")),
+    "iwae": Kind(iwae, (*_BETA, "gradient"), ("reparameterised", "doubly_reparameterised", "generalised")),
+}
+
+# A config's section `objective`.
+DEFAULTS = {
+    "name": "elbo",  # or any of OBJECTIVES
+    "num_samples": 1,  # draws of z for every example
+    "beta": 1.0,  # weight of the KL, once annealed
+    "annealing": "constant",  # of beta from 0: or "linear", "monotonic", "cyclical", see schedules.annealing
+    "annealing_steps": 0,
+    "annealing_cycles": 1,
+    "free_bits": 0.0,  # nats of each latent unit's KL that cost nothing
+    "alpha": 0.5,  # the hybrid's share of the ELBO
+    "gradient": "reparameterised",  # iwae: or "doubly_reparameterised", "generalised"; elbo: or "sticking_the_landing"
+}
+
+# (draws, steps taken) -> the objective and its terms. Without a step, when validating, beta stands at its end and no
+# bits are free: a model is chosen by the bound itself.
+Objective = Callable[[Draws, Array | None], tuple[Array, Terms]]
 
 
 def from_config(settings: Any) -> Objective:
-    """The objective that a config's section names, e.g. name="elbo", beta=1.0, num_samples=1.
+    """The objective that a config's section describes, see DEFAULTS.
 
     Raises:
-      UserError: for a name that is none of OBJECTIVES, or fewer than one sample.
+      UserError: for a value that cannot be, or one that the objective of that name does not read.
     """
     if settings.name not in OBJECTIVES:
         raise UserError(f"objective.name={settings.name!r} is not known; choose from {', '.join(OBJECTIVES)}")
-    if settings.num_samples < 1:
-        raise UserError(f"objective.num_samples={settings.num_samples} must be at least 1")
-    if settings.name == "elbo":
-        return lambda draw: elbo(draw, beta=settings.beta)
-    return OBJECTIVES[settings.name]
+    kind = OBJECTIVES[settings.name]
+    for key, default in DEFAULTS.items():
+        if key not in ("name", "num_samples", *kind.reads) and settings[key] != default:
+            readers = ", ".join(name for name, other in OBJECTIVES.items() if key in other.reads)
+            raise UserError(
+                f"objective.{key}={settings[key]!r} is not read by {settings.name}, only by {readers}; "
+                f"leave it at {default!r}"
+            )
+    for key, fits, must in (
+        ("num_samples", settings.num_samples >= 1, "at least 1"),
+        ("beta", 0 <= settings.beta < float("inf"), "at least 0"),
+        ("alpha", 0 <= settings.alpha <= 1, "between 0 and 1"),
+        ("free_bits", 0 <= settings.free_bits < float("inf"), "at least 0"),
+        ("gradient", settings.gradient in kind.gradients, f"one of {', '.join(kind.gradients)} for {settings.name}"),
+    ):
+        if not fits:
+            raise UserError(f"objective.{key}={settings[key]!r} must be {must}")
+    options = {key: settings[key] for key in ("beta", "free_bits", "alpha", "gradient") if key in kind.reads}
+    weight = schedules.annealing(settings)
+
+    def objective(draw: Draws, step: Array | None) -> tuple[Array, Terms]:
+        now = dict(options)
+        if step is not None and "beta" in now:
+            now["beta"] = settings.beta * weight(step)
+        if step is None and "free_bits" in now:
+            now["free_bits"] = 0.0
+        value, terms = kind.function(draw, **now)
+        if step is not None and settings.annealing != "constant":
+            terms = {**terms, "beta": jnp.full_like(value, now["beta"])}
+        return value, terms
+
+    return objective
+
+
+def trains_recognition(settings: Any) -> bool:
+    """Whether the objective of a config's section trains the recognition network, so that others may draw from it."""
+    return OBJECTIVES[settings.name].trains_recognition and not (settings.name == "hybrid" and settings.alpha == 0)
+
+
+def predicts_from(settings: Any) -> Proposal:
+    """Where a model trained with the objective of a config's section takes z from when it predicts."""
+    return OBJECTIVES[settings.name].predicts_from

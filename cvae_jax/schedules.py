@@ -1,9 +1,12 @@
 """Schedules over training steps, and the optimiser that a config describes (on optax)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
 
 from cvae_jax.errors import UserError
 
@@ -44,3 +47,40 @@ def optimizer(settings: Any, num_steps: int) -> optax.GradientTransformation:
     if settings.clip_norm == 0:
         return adam
     return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adam)
+
+
+ANNEALINGS = ("constant", "linear", "monotonic", "cyclical")
+
+
+def annealing(settings: Any) -> Callable[[Array], Array]:
+    """What the KL's weight is multiplied by at every step, from 0 to 1 over `annealing_steps` and 1 from then on.
+
+    "linear" grows straight (warm-up, Sønderby et al. 2016); "monotonic" along a logistic curve (Bowman et al. 2016);
+    "cyclical" does it `annealing_cycles` times, straight in the first half of a cycle and flat in the second (Fu et
+    al. 2019).
+
+    Raises:
+      UserError: for an unknown name, or numbers that cannot be.
+    """
+    name, steps, cycles = settings.annealing, settings.annealing_steps, settings.annealing_cycles
+    if name not in ANNEALINGS:
+        raise UserError(f"objective.annealing={name!r} is not known; choose from {', '.join(ANNEALINGS)}")
+    if (steps < 1) != (name == "constant"):
+        raise UserError(
+            f"objective.annealing_steps={steps} does not go with annealing={name!r}: "
+            f"{'it must be 0' if name == 'constant' else 'it must be at least 1'}"
+        )
+    if cycles < 1 or (cycles > 1 and name != "cyclical"):
+        raise UserError(f"objective.annealing_cycles={cycles} must be 1, or at least 1 for annealing='cyclical'")
+
+    def weight(step: Array) -> Array:
+        if name == "constant":
+            return jnp.ones(())
+        done = jnp.asarray(step, jnp.float32) / steps
+        if name == "linear":
+            return jnp.minimum(done, 1)
+        if name == "monotonic":
+            return jnp.where(done < 1, jax.nn.sigmoid(10 * done - 5), 1)
+        return jnp.where(done < 1, jnp.minimum(2 * (done * cycles % 1), 1), 1)
+
+    return weight

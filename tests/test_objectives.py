@@ -1,13 +1,14 @@
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from cvae_jax import keys, objectives
+from configs import mnist_quadrants
+from cvae_jax import keys, objectives, tasks
 from cvae_jax.errors import UserError
 
 SIGMAS = 4.5
@@ -15,35 +16,155 @@ X_, Y_ = lg.data(5)
 NUM_DRAWS = 6000
 
 
-@jax.jit
-def many_draws(variables):
-    """Draws from q, densities [NUM_DRAWS, batch]."""
-    batch = lg.batch_of(X_, Y_)
-    sample_keys = keys.per_sample(keys.per_example(jax.random.key(0), batch.index), jnp.arange(NUM_DRAWS))
-    return lg.draw_many(variables, batch, "recognition", sample_keys)
+def draws(gaussian, variables, batch, repeat, num_samples):
+    """Draws of the samples repeat * num_samples, ..., as objectives are given them."""
+    sample_keys = keys.per_sample(
+        keys.per_example(jax.random.key(0), batch.index), repeat * num_samples + jnp.arange(num_samples)
+    )
+    return objectives.draws_of(gaussian.model, variables, gaussian.model.encode(variables, batch), sample_keys)
 
 
-def values(objective, variables, num_samples):
-    """The objective and its terms, [repeats, batch], of as many repeats as there are draws for."""
-    repeats = jax.tree.map(lambda leaf: leaf.reshape(-1, num_samples, *leaf.shape[1:]), many_draws(variables))
-    return jax.vmap(lambda drawn: objective(lambda proposal: drawn))(repeats)
+def values(objective, variables, num_samples, gaussian=lg.DEFAULT, x=X_, y=Y_):
+    """The objective and its terms, [repeats, batch], of NUM_DRAWS draws."""
+    batch = gaussian.batch_of(x, y)
+
+    @jax.jit
+    @jax.vmap
+    def of_repeat(repeat):
+        return objective(draws(gaussian, variables, batch, repeat, num_samples))
+
+    return of_repeat(jnp.arange(NUM_DRAWS // num_samples))
 
 
-def assert_mean_is(found, wanted):
+def gradients(objective, variables, num_samples, repeats=NUM_DRAWS, gaussian=lg.DEFAULT, x=X_, y=Y_):
+    """Gradients of the objective's mean over the batch, by parameter: leaves [repeats, ...]."""
+    batch = gaussian.batch_of(x, y)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    @jax.grad
+    def of_repeat(variables, repeat):
+        return objective(draws(gaussian, variables, batch, repeat, num_samples))[0].mean()
+
+    return of_repeat(variables, jnp.arange(repeats))["params"]
+
+
+def assert_mean_is(found, wanted, largest_error=0.1):
     found = np.asarray(found, np.float64)
     error = found.std(0, ddof=1) / np.sqrt(len(found))
-    assert (error > 0).all() and error.max() < 0.1
-    assert (np.abs(found.mean(0) - wanted) < SIGMAS * error).all()
+    assert error.max() < largest_error
+    np.testing.assert_array_less(np.abs(found.mean(0) - wanted), SIGMAS * error + 1e-5)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0, 2.0])
-@pytest.mark.parametrize("num_samples", [1, 3])
+# The ELBO.
+
+
+@pytest.mark.parametrize(("beta", "num_samples"), [(0.0, 1), (1.0, 1), (2.0, 3)])
 def test_elbo(beta, num_samples):
     found, terms = values(partial(objectives.elbo, beta=beta), lg.variables(1.2, 0.3), num_samples)
     q = lg.proposal(X_, Y_, 1.2, 0.3)
     assert_mean_is(found, lg.elbo(X_, Y_, q, beta))
     assert_mean_is(terms["log_p_y"], lg.elbo(X_, Y_, q, 0.0))
     np.testing.assert_allclose(terms["kl"][0], lg.kl(X_, q), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("beta", "gradient"), [(1.0, "reparameterised"), (0.5, "sticking_the_landing")])
+def test_gradient_of_the_elbo(beta, gradient):
+    found = gradients(partial(objectives.elbo, beta=beta, gradient=gradient), lg.variables(1.2, 0.3), 2)
+    wanted = lg.elbo_gradients(X_, Y_, lg.proposal(X_, Y_, 1.2, 0.3), beta)
+    for name in ("C", "bias"):
+        assert_mean_is(found[name], wanted[name])
+
+
+def test_sticking_the_landing_has_no_variance_at_the_posterior():
+    plain, sticking = (
+        gradients(partial(objectives.elbo, gradient=name), lg.variables(), 1, repeats=200)
+        for name in ("reparameterised", "sticking_the_landing")
+    )
+    for name in ("bias", "q_scale", "by_y"):
+        assert np.std(plain[name], 0).max() > 0.1
+        np.testing.assert_allclose(sticking[name], 0, atol=1e-4)
+
+
+def test_sticking_the_landing_keeps_the_value():
+    for name in ("reparameterised", "sticking_the_landing"):
+        found, _ = values(partial(objectives.elbo, gradient=name), lg.variables(1.2, 0.3), 3)
+        wanted, _ = values(objectives.elbo, lg.variables(1.2, 0.3), 3)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_free_bits():
+    variables, q = lg.variables(1.2, 0.3), lg.proposal(X_, Y_, 1.2, 0.3)
+    s_p, location = lg.DEFAULT._numbers["s_p"], X_ @ lg.DEFAULT._numbers["A"].T
+    of_units = np.log(s_p / q.scale) + 0.5 * ((q.scale / s_p) ** 2 + ((q.mean - location) / s_p) ** 2 - 1)
+    free = float(np.median(of_units))
+    plain, _ = values(objectives.elbo, variables, 1)
+    found, terms = values(partial(objectives.elbo, free_bits=free), variables, 1)
+    extra = np.maximum(of_units, free).sum(-1) - of_units.sum(-1)
+    assert extra.max() > 0.1
+    np.testing.assert_allclose(plain - found, np.tile(extra, (len(found), 1)), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(terms["kl"][0], lg.kl(X_, q), rtol=1e-5)  # what is told is the KL itself
+
+
+def test_without_latents_the_elbo_is_log_p_y():
+    log_p_y = jnp.arange(3.0)
+    drawn = lg.Draw((), log_p_y[None], jnp.zeros((1, 3)), jnp.zeros((1, 3)), (), None)
+    objective, terms = objectives.elbo(lambda proposal: drawn)
+    np.testing.assert_array_equal(objective, log_p_y)
+    assert terms == {}
+
+
+# GSNN, GDNN, hybrid: the ELBO's closed form with the prior for q and no KL, and at its mean.
+
+
+def prior(x):
+    return lg.Gaussian(x @ lg.DEFAULT._numbers["A"].T, lg.DEFAULT._numbers["s_p"])
+
+
+def gsnn_gradients(x, y):
+    """Of E_p(z|x)[log p(y|x,z)], averaged over the batch, by A, B and C."""
+    n, p = lg.DEFAULT._numbers, prior(x)
+    residual = (y - p.mean @ n["B"].T - x @ n["C"].T) / lg.S_Y**2
+    by_b = residual.T @ p.mean / len(x) - n["B"] * p.scale**2 / lg.S_Y**2
+    return {"A": (residual @ n["B"]).T @ x / len(x), "B": by_b, "C": residual.T @ x / len(x)}
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_gsnn(num_samples):
+    found, terms = values(objectives.gsnn, lg.variables(), num_samples)
+    assert_mean_is(found, lg.elbo(X_, Y_, prior(X_), 0.0), 0.2)
+    np.testing.assert_array_equal(terms["log_p_y_prior"], found)
+
+
+def test_gradient_of_gsnn():
+    found, wanted = gradients(objectives.gsnn, lg.variables(1.2, 0.3), 2), gsnn_gradients(X_, Y_)
+    for name in ("A", "B", "C"):
+        assert_mean_is(found[name], wanted[name], 0.2)
+    for name in ("by_x", "by_y", "bias", "q_scale"):  # the recognition network is not trained
+        assert (np.asarray(found[name]) == 0).all()
+
+
+def test_gdnn():
+    found, _ = values(objectives.gdnn, lg.variables(), 1)
+    at_mean = lg.Gaussian(prior(X_).mean, np.full(4, 1e-30))
+    np.testing.assert_allclose(found[0], lg.elbo(X_, Y_, at_mean, 0.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_hybrid(alpha):
+    variables, q = lg.variables(1.2, 0.3), lg.proposal(X_, Y_, 1.2, 0.3)
+    objective = partial(objectives.hybrid, alpha=alpha, beta=0.7)
+    found, terms = values(objective, variables, 2)
+    wanted = alpha * lg.elbo(X_, Y_, q, 0.7) + (1 - alpha) * lg.elbo(X_, Y_, prior(X_), 0.0)
+    assert_mean_is(found, wanted, 0.2)
+    assert set(terms) == {"log_p_y", "kl", "log_p_y_prior"}
+    of_elbo, of_gsnn = lg.elbo_gradients(X_, Y_, q, 0.7), gsnn_gradients(X_, Y_)
+    by = gradients(objective, variables, 2)
+    assert_mean_is(by["C"], alpha * of_elbo["C"] + (1 - alpha) * of_gsnn["C"], 0.2)
+    assert_mean_is(by["bias"], alpha * of_elbo["bias"])
+
+
+# The importance-weighted bound.
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 50])
@@ -60,57 +181,185 @@ def test_iwae_of_one_sample_is_the_elbo_in_expectation():
     np.testing.assert_allclose(terms["kl"][0], lg.kl(X_, q), rtol=1e-5)
 
 
-def test_iwae_is_the_log_of_the_mean_weight():
-    drawn = many_draws(lg.variables(1.2, 0.3))
-    log_p_y, log_p_z, log_q_z = (np.asarray(one, np.float64) for one in (drawn.log_p_y, drawn.log_p_z, drawn.log_q_z))
-    weights = np.exp(log_p_y + log_p_z - log_q_z).reshape(-1, 10, len(X_))
-    found, _ = values(objectives.iwae, lg.variables(1.2, 0.3), 10)
-    np.testing.assert_allclose(found, np.log(weights.mean(1)), rtol=0, atol=1e-5)
+SMALL = lg.LinearGaussian(x_size=1, z_size=1, y_size=1, seed=3)
+ESTIMATES_OF_GRADIENT = ["reparameterised", "doubly_reparameterised", "generalised"]
 
 
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-def test_gradient_of_the_elbo(beta):
-    batch = lg.batch_of(X_, Y_)
-
-    @jax.jit
-    @partial(jax.vmap, in_axes=(None, 0))
-    @jax.grad
-    def gradients(variables, repeat):
-        sample_keys = keys.per_example(jax.random.fold_in(jax.random.key(0), repeat), batch.index)[None]
-        objective, _ = objectives.elbo(lambda p: lg.draw_many(variables, batch, p, sample_keys), beta=beta)
-        return objective.mean()
-
-    found = gradients(lg.variables(1.2, 0.3), jnp.arange(NUM_DRAWS))["params"]
-    wanted = lg.elbo_gradients(X_, Y_, lg.proposal(X_, Y_, 1.2, 0.3), beta)
-    for name in ("C", "bias"):
-        assert_mean_is(found[name], wanted[name])
+def iwae_by_quadrature(params, x, y, beta):
+    """The bound of two samples averaged over the batch, by Gauss-Hermite quadrature over both in float64."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+    p = {name: np.asarray(value, np.float64).reshape(()) for name, value in params.items()}
+    x, y = x[:, :1], y[:, :1]
+    z = p["by_x"] * x + p["by_y"] * y + p["bias"] + p["q_scale"] * nodes
+    log_q_z = -0.5 * nodes**2 - np.log(p["q_scale"])
+    log_p_z = -0.5 * ((z - p["A"] * x) / p["s_p"]) ** 2 - np.log(p["s_p"])
+    residual = (y - p["B"] * z - p["C"] * x) / lg.S_Y
+    log_p_y = -0.5 * residual**2 - np.log(lg.S_Y) - 0.5 * np.log(2 * np.pi)
+    log_w = log_p_y + beta * (log_p_z - log_q_z)
+    both = np.logaddexp(log_w[:, :, None], log_w[:, None, :]) - np.log(2)
+    return np.einsum("bij,i,j->b", both, weights, weights).mean()
 
 
-def test_without_latents_the_elbo_is_log_p_y():
-    log_p_y = jnp.arange(3.0)
-    drawn = lg.Draw((), log_p_y[None], jnp.zeros((1, 3)), jnp.zeros((1, 3)), (), None)
-    objective, terms = objectives.elbo(lambda proposal: drawn)
-    np.testing.assert_array_equal(objective, log_p_y)
-    assert terms == {}
+@pytest.mark.parametrize(
+    ("gradient", "beta"),
+    [("reparameterised", 1.0), ("doubly_reparameterised", 1.0), ("generalised", 1.0), ("generalised", 0.5)],
+)
+def test_iwae_and_its_gradients_against_quadrature(gradient, beta):
+    x, y = SMALL.data(2)
+    variables = SMALL.variables(1.4, 0.5)
+    objective = partial(objectives.iwae, beta=beta, gradient=gradient)
+    found, _ = values(objective, variables, 2, SMALL, x, y)
+    params = {name: np.asarray(value, np.float64) for name, value in variables["params"].items()}
+    assert_mean_is(found.mean(1), iwae_by_quadrature(params, x, y, beta))
+    by = gradients(objective, variables, 2, 60_000, SMALL, x, y)
+    assert set(by) == {"A", "B", "C", "s_p", "by_x", "by_y", "bias", "q_scale"}
+    for name, value in params.items():
+        up, down = ({**params, name: value + h} for h in (1e-5, -1e-5))
+        wanted = (iwae_by_quadrature(up, x, y, beta) - iwae_by_quadrature(down, x, y, beta)) / 2e-5
+        assert_mean_is(np.asarray(by[name]).reshape(-1), wanted, 0.02)
+
+
+def test_doubly_reparameterised_gradients_have_no_variance_at_the_posterior():
+    plain = gradients(objectives.iwae, lg.variables(), 8, repeats=100)
+    for name in ESTIMATES_OF_GRADIENT[1:]:
+        found = gradients(partial(objectives.iwae, gradient=name), lg.variables(), 8, repeats=100)
+        for parameter in ("bias", "q_scale", "by_y"):
+            assert np.std(plain[parameter], 0).max() > 0.01
+            np.testing.assert_allclose(found[parameter], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradient", ESTIMATES_OF_GRADIENT[1:])
+def test_gradients_of_two_layers_of_latents_are_unbiased(gradient):
+    # Each layer's q and p depend on the layer above, so a distribution whose numbers are stopped would lose a path.
+    config = mnist_quadrants.get_config("1,strong,smoke")
+    config.cvae.update(hidden=(6,), latent=4)
+    baseline, cvae = (stage.model for stage in tasks.make_task(config).stages)
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(2, 8, 8))
+    batch = tasks.make_task(config).observe(images, images)
+    frozen, params = (
+        jax.tree.map(
+            lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
+            jax.jit(model.init)(jax.random.key(0), batch)["params"],
+        )
+        for model in (baseline, cvae)
+    )
+
+    @partial(jax.jit, static_argnums=0)
+    def of_repeats(gradient, params, repeats):
+        def of_repeat(repeat):
+            def objective(params):
+                variables = {"params": params, "frozen": {"baseline": {"params": frozen}}}
+                example_keys = keys.per_example(jax.random.fold_in(jax.random.key(0), repeat), batch.index)
+                sample_keys = keys.per_sample(example_keys, jnp.arange(4))
+                draw = objectives.draws_of(cvae, variables, cvae.encode(variables, batch), sample_keys)
+                return objectives.iwae(draw, gradient=gradient)[0].mean()
+
+            return jax.flatten_util.ravel_pytree(jax.grad(objective)(params))[0]
+
+        return jax.lax.map(of_repeat, repeats, batch_size=500)
+
+    repeats = jnp.arange(10_000)
+    difference = np.asarray(of_repeats(gradient, params, repeats) - of_repeats("reparameterised", params, repeats))
+    error = difference.std(0, ddof=1) / np.sqrt(len(difference))
+    sigmas = np.abs(difference.mean(0)) / np.where(error > 1e-9, error, np.inf)
+    assert (error > 1e-9).mean() > 0.5
+    assert sigmas.max() < 6  # of about 1,500 parameters
+
+
+# Factors: z and y in parts that are independent given x.
+
+FACTORED = lg.LinearGaussian(x_size=2, z_size=3, y_size=3, factored=True)
+
+
+def test_factors_are_weighted_by_themselves():
+    x, y = FACTORED.data(4)
+    batch, variables = FACTORED.batch_of(x, y), FACTORED.variables(1.3, 0.4)
+    drawn = draws(FACTORED, variables, batch, 0, 10)("recognition")
+    assert drawn.log_p_y.shape == (10, 4, 3)
+    weights = np.exp(np.asarray(drawn.log_p_y + drawn.log_p_z - drawn.log_q_z, np.float64))
+    for gradient in ESTIMATES_OF_GRADIENT:
+        found, terms = objectives.iwae(draws(FACTORED, variables, batch, 0, 10), gradient=gradient)
+        np.testing.assert_allclose(found, np.log(weights.mean(0)).sum(-1), rtol=0, atol=1e-5)
+        assert terms["log_p_y"].shape == terms["kl"].shape == (4,)
+    q = FACTORED.proposal(x, y, 1.3, 0.4)
+    for objective, wanted in (
+        (objectives.elbo, FACTORED.elbo(x, y, q)),
+        (partial(objectives.hybrid, alpha=1.0), FACTORED.elbo(x, y, q)),
+    ):
+        assert_mean_is(values(objective, variables, 1, FACTORED, x, y)[0], wanted)
+
+
+# Configs.
 
 
 def config(**changes):
-    return SimpleNamespace(**{"name": "elbo", "num_samples": 1, "beta": 1.0, **changes})
+    return ConfigDict({**objectives.DEFAULTS, **changes})
 
 
-def test_from_config():
-    drawn = jax.tree.map(lambda leaf: leaf[:2], many_draws(lg.variables(1.2)))
-    for settings, wanted in (
-        (config(beta=0.3), partial(objectives.elbo, beta=0.3)),
-        (config(name="iwae"), objectives.iwae),
-    ):
-        np.testing.assert_array_equal(objectives.from_config(settings)(lambda p: drawn)[0], wanted(lambda p: drawn)[0])
+STEP = jnp.int32(30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "training", "validating"),
+    [
+        (config(beta=0.3), partial(objectives.elbo, beta=0.3), partial(objectives.elbo, beta=0.3)),
+        (
+            config(beta=2.0, annealing="linear", annealing_steps=40, free_bits=0.5),
+            partial(objectives.elbo, beta=1.5, free_bits=0.5),
+            partial(objectives.elbo, beta=2.0),
+        ),
+        (config(name="gsnn"), objectives.gsnn, objectives.gsnn),
+        (config(name="gdnn"), objectives.gdnn, objectives.gdnn),
+        (
+            config(name="hybrid", alpha=0.2, annealing="cyclical", annealing_steps=80, annealing_cycles=2),
+            partial(objectives.hybrid, alpha=0.2, beta=1.0),
+            partial(objectives.hybrid, alpha=0.2),
+        ),
+        (
+            config(name="iwae", gradient="generalised", annealing="linear", annealing_steps=60),
+            partial(objectives.iwae, beta=0.5, gradient="generalised"),
+            objectives.iwae,
+        ),
+    ],
+)
+def test_from_config(settings, training, validating):
+    draw = draws(lg.DEFAULT, lg.variables(1.2, 0.3), lg.batch_of(X_, Y_), 0, 3)
+    for step, wanted in ((STEP, training), (None, validating)):
+        found, terms = objectives.from_config(settings)(draw, step)
+        np.testing.assert_allclose(found, wanted(draw)[0], rtol=1e-6)
+        assert ("beta" in terms) == (step is not None and settings.annealing != "constant")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"name": "vae"}, "objective.name='vae' .*elbo, iwae"), ({"num_samples": 0}, "objective.num_samples=0")],
+    [
+        ({"name": "vae"}, "objective.name='vae' .*elbo, gsnn, gdnn, hybrid, iwae"),
+        ({"num_samples": 0}, "objective.num_samples=0"),
+        ({"beta": -0.1}, "objective.beta=-0.1 must be at least 0"),
+        ({"name": "hybrid", "alpha": 1.5}, "objective.alpha=1.5 must be between 0 and 1"),
+        ({"name": "hybrid", "alpha": -0.5}, "objective.alpha=-0.5 must be between 0 and 1"),
+        ({"alpha": 0.3}, "objective.alpha=0.3 is not read by elbo, only by hybrid; leave it at 0.5"),
+        ({"name": "gsnn", "beta": 0.5}, "objective.beta=0.5 is not read by gsnn, only by elbo, hybrid, iwae"),
+        ({"name": "iwae", "free_bits": 0.5}, "objective.free_bits=0.5 is not read by iwae"),
+        ({"free_bits": -1.0}, "objective.free_bits=-1.0 must be at least 0"),
+        ({"gradient": "doubly_reparameterised"}, "must be one of reparameterised, sticking_the_landing for elbo"),
+        ({"name": "iwae", "gradient": "sticking_the_landing"}, "must be one of .*doubly_.*, generalised for iwae"),
+        ({"annealing": "slow", "annealing_steps": 10}, "objective.annealing='slow' .*cyclical"),
+        ({"annealing": "linear"}, "objective.annealing_steps=0 does not go with annealing='linear'"),
+        ({"annealing_steps": 5}, "objective.annealing_steps=5 does not go with annealing='constant'"),
+        ({"annealing": "linear", "annealing_steps": 5, "annealing_cycles": 2}, "objective.annealing_cycles=2"),
+    ],
 )
 def test_from_config_errors(changes, message):
     with pytest.raises(UserError, match=message):
         objectives.from_config(config(**changes))
+
+
+def test_which_networks_an_objective_trains():
+    trains = {name: objectives.trains_recognition(config(name=name)) for name in objectives.OBJECTIVES}
+    assert trains == {"elbo": True, "gsnn": False, "gdnn": False, "hybrid": True, "iwae": True}
+    assert not objectives.trains_recognition(config(name="hybrid", alpha=0.0))
+    predicts = {name: objectives.predicts_from(config(name=name)) for name in objectives.OBJECTIVES}
+    assert predicts == {name: "prior_mean" if name == "gdnn" else "prior" for name in objectives.OBJECTIVES}

@@ -67,3 +67,31 @@ def test_optimizer(clip_norm, weight_decay):
 def test_errors_name_the_key(changes, message):
     with pytest.raises(UserError, match=message):
         schedules.learning_rate(settings(**changes), 100)
+
+
+# The KL's weight.
+
+
+def weight(name, steps, at, cycles=1):
+    settings = SimpleNamespace(annealing=name, annealing_steps=steps, annealing_cycles=cycles)
+    return np.asarray(jax.jit(jax.vmap(schedules.annealing(settings)))(jnp.asarray(at)))
+
+
+def test_constant_annealing():
+    np.testing.assert_array_equal(weight("constant", 0, [0, 1, 1000]), 1)
+
+
+def test_linear_annealing():
+    np.testing.assert_allclose(weight("linear", 40, [0, 1, 10, 39, 40, 1000]), [0, 1 / 40, 0.25, 39 / 40, 1, 1])
+
+
+def test_monotonic_annealing_is_logistic():
+    found = weight("monotonic", 100, np.arange(101))
+    np.testing.assert_allclose(found[:100], 1 / (1 + np.exp(5 - 0.1 * np.arange(100))), rtol=1e-5)
+    assert found[100] == 1 and (np.diff(found) > 0).all()
+
+
+def test_cyclical_annealing():
+    found = weight("cyclical", 60, np.arange(100), cycles=3)
+    cycle = np.minimum(np.arange(20) / 10, 1)
+    np.testing.assert_allclose(found, [*cycle, *cycle, *cycle, *np.ones(40)], atol=1e-5)
