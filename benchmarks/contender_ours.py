@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from functools import partial
 from typing import Any
 
 import contender
@@ -32,30 +31,28 @@ class Contender:
         baseline, self.stage = self.task.stages
         mesh = parallel.make_mesh()
         self.place = parallel.replicated(mesh)
-        seed = jax.device_put(np.int32(self.seed), self.place)
-        states = []
-        for stage in (baseline, self.stage):
-            init = partial(training.init_state, stage, self.task, training.make_optimizer(stage, contender.NUM_TRAIN))
-            states.append(parallel.jit(init, mesh)(seed))
-        self.state = states[1]
-        self.frozen = jax.device_put({"baseline": states[0].best}, self.place)
-        # A copy, because training gives its state's memory away.
-        self.variables = {**jax.tree.map(jnp.copy, self.state.best), "frozen": self.frozen}
+        seeds = jax.device_put(np.array([self.seed], np.int32), self.place)
+        num_valid = len(images) - contender.NUM_TRAIN
+        of_baseline, functions = (
+            training.make_functions(stage, self.task, mesh, contender.NUM_TRAIN, num_valid)
+            for stage in (baseline, self.stage)
+        )
+        self.state = functions.init(seeds)
+        self.frozen = {"baseline": of_baseline.init(seeds).best}
+        # Of the one seed; a copy, because training gives its state's memory away.
+        self.variables = jax.tree.map(lambda leaf: leaf[0], {**self.state.best, "frozen": self.frozen})
         self.data, valid = jax.device_put(
             ({"image": images[: contender.NUM_TRAIN]}, {"image": images[contender.NUM_TRAIN :]}), self.place
         )
         self.valid = valid
-        functions = training.make_functions(
-            self.stage, self.task, mesh, contender.NUM_TRAIN, len(images) - contender.NUM_TRAIN
-        )
         self.calls = np.array_split(
             np.arange(self.steps), max(1, round(self.steps / self.stage.settings.steps_per_call))
         )
         began = time.perf_counter()
         self.train_steps = {}
         for length in {len(call) for call in self.calls}:
-            indices = jax.ShapeDtypeStruct((length, settings["batch_size"]), jnp.int32, sharding=self.place)
-            lowered = functions.train_steps.lower(self.state, self.frozen, self.data, indices)
+            indices = jax.ShapeDtypeStruct((1, length, settings["batch_size"]), jnp.int32, sharding=self.place)
+            lowered = functions.train_steps.lower(self.state, self.frozen, indices, self.data)
             self.train_steps[length] = lowered.compile()
         self.compile_train = time.perf_counter() - began
         self.close_epoch = functions.close_epoch.lower(self.state, self.frozen, self.valid).compile()
@@ -91,8 +88,8 @@ class Contender:
         order = order.reshape(self.steps, batch_size)
         waiting, losses, done = None, [], 0
         for call in self.calls:
-            indices = jax.device_put(order[call], self.place)
-            self.state, terms = self.train_steps[len(call)](self.state, self.frozen, self.data, indices)
+            indices = jax.device_put(order[None, call], self.place)
+            self.state, terms = self.train_steps[len(call)](self.state, self.frozen, indices, self.data)
             if waiting is not None:
                 losses.append(jax.device_get(waiting))
             waiting = terms
@@ -103,7 +100,7 @@ class Contender:
         jax.block_until_ready(self.state)
         took = time.perf_counter() - began
         self.epoch += 1
-        return {"seconds": took, "steps": done, "loss": float(losses[-1]["loss"][-1])}
+        return {"seconds": took, "steps": done, "loss": float(losses[-1]["loss"][0, -1])}
 
     def validate(self) -> dict[str, Any]:
         """The validation that closes an epoch, 5,000 images."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cvae_jax import objectives
 from cvae_jax.errors import UserError
 
 
@@ -21,6 +22,19 @@ def parse_variant(variant: str, options: Sequence[str], example: str) -> tuple[s
     return first, set(given)
 
 
+def experiment(name: str, task: str) -> ConfigDict:
+    """What every experiment has."""
+    return ConfigDict(
+        {
+            "name": name,
+            "task": task,
+            "seed": 0,
+            "num_seeds": 1,  # independent models, of seeds seed, seed + 1, ...
+            "seeds_by": "map",  # in turn, with the bits of single runs; or "vmap": at once, for accelerators
+        }
+    )
+
+
 def stage(**settings: Any) -> ConfigDict:
     """The settings of a training stage, every one named; `settings` replaces or adds to the defaults."""
     config = ConfigDict()
@@ -31,7 +45,7 @@ def stage(**settings: Any) -> ConfigDict:
     config.steps_per_call = 100  # steps in one compiled call
     config.checkpoint_every = 1  # epochs
     config.figure_every = 0  # epochs between figures of samples; 0: none
-    config.objective = ConfigDict({"name": "elbo", "num_samples": 1, "beta": 1.0})
+    config.objective = ConfigDict(objectives.DEFAULTS)
     config.optimizer = ConfigDict(
         {
             "learning_rate": 1e-3,

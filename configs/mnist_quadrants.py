@@ -17,10 +17,7 @@ from cvae_jax.errors import UserError
 def get_config(variant: str = "1") -> ConfigDict:
     """The experiment for a variant such as "1" or "2,smoke"."""
     quadrants, options = common.parse_variant(variant, ["strong", "smoke"], "configs/mnist_quadrants.py:1,strong")
-    config = ConfigDict()
-    config.name = "mnist_quadrants"
-    config.task = "quadrants"
-    config.seed = 0
+    config = common.experiment("mnist_quadrants", "quadrants")
     if quadrants not in ("1", "2", "3"):
         raise UserError(f"variant {quadrants!r}: the number of observed quadrants is 1, 2 or 3")
     config.quadrants = int(quadrants)

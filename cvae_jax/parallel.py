@@ -44,3 +44,22 @@ def place_batch(mesh: Mesh, tree: Any) -> Any:
 def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
     """`jax.jit` whose results lie whole on every device."""
     return jax.jit(function, out_shardings=replicated(mesh), **options)
+
+
+def over_seeds(function: Callable[[Any, Any], Any], how: str) -> Callable[[Any, Any], Any]:
+    """`function(own, shared)` of one seed -> of many, whose leaves of `own` and of the result begin with their axis.
+
+    "map" takes them in turn: the bits of each are those of a run of its own. "vmap" takes them at once, which fills
+    an accelerator; the numbers then follow those of single runs within rounding.
+    """
+    if how == "vmap":
+        return jax.vmap(function, (0, None))
+
+    def mapped(own: Any, shared: Any) -> Any:
+        # XLA inlines a loop of one trip and rounds otherwise then: the barriers keep the body as it is for many.
+        def one(own: Any) -> Any:
+            return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier((own, shared))))
+
+        return jax.lax.map(one, own)
+
+    return mapped

@@ -20,12 +20,12 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from cvae_jax import keys, parallel, schedules
+from cvae_jax import keys, objectives, parallel, schedules
 from cvae_jax.checkpoints import Checkpoints
 from cvae_jax.data import Splits, num_examples
 from cvae_jax.errors import DivergenceError, UserError
 from cvae_jax.metrics import Log
-from cvae_jax.model import Batch, Proposal, PyTree, Stage, Task, Train, Variables
+from cvae_jax.model import Batch, PyTree, Stage, Task, Train, Variables
 
 LOGGER = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ SECONDS_BETWEEN_LINES = 2.0  # of progress: short epochs do not tell each of the
 
 
 class State(NamedTuple):
-    """All that the next step depends on."""
+    """All that the next step depends on. In a checkpoint, and outside the functions of one seed, every leaf begins
+    with the axis of the seeds.
+    """
 
     seed: Array  # int32
     step: Array  # int32, steps taken
@@ -42,14 +44,15 @@ class State(NamedTuple):
     averaged: Variables  # exponential moving average of the variables
     best: Variables  # `averaged` at the epoch with the lowest validation loss: what the stage hands on
     best_loss: Array
-    bad_epochs: Array  # int32, epochs since then
+    bad_epochs: Array  # int32, epochs since then; once that is `patience`, `best` stays as it is
 
 
 class Functions(NamedTuple):
-    """A stage's parts, jitted over the same mesh."""
+    """A stage's parts, jitted over the same mesh; all but `data` begin with the axis of the seeds."""
 
-    train_steps: Any  # (state, frozen, data, indices [steps, batch]) -> state, terms [steps]
-    close_epoch: Any  # (state, frozen, data) -> state, terms
+    init: Any  # (seeds [seeds]) -> state
+    train_steps: Any  # (state, frozen, indices [seeds, steps, batch], data) -> state, terms [seeds, steps]
+    close_epoch: Any  # (state, frozen, data) -> state, terms [seeds]
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
@@ -84,10 +87,15 @@ def check_settings(stage: Stage, num_train: int) -> None:
         ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "at least 0"),
         ("optimizer.weight_decay", optimizer.weight_decay, 0 <= optimizer.weight_decay < math.inf, "at least 0"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "at least 0"),
-        ("objective.beta", objective.beta, 0 <= objective.beta < math.inf, "at least 0"),
     ):
         if not fits:
             raise UserError(f"{stage.name}.{key}={value} must be {must}")
+    num_steps = settings.epochs * steps_per_epoch(stage, num_train)
+    if objective.annealing_steps > num_steps:
+        raise UserError(
+            f"{stage.name}.objective.annealing_steps={objective.annealing_steps} is longer than the run of "
+            f"{num_steps} steps"
+        )
     make_optimizer(stage, num_train)
 
 
@@ -107,11 +115,11 @@ def init_state(stage: Stage, task: Task, optimizer: optax.GradientTransformation
     return State(seed, zero, variables, opt_state, variables, variables, jnp.array(jnp.inf), zero)
 
 
-def abstract_state(stage: Stage, task: Task, mesh: Mesh) -> State:
-    """Shapes, dtypes and placement of a stage's State, for restoring one."""
+def abstract_state(stage: Stage, task: Task, mesh: Mesh, num_seeds: int) -> State:
+    """Shapes, dtypes and placement of a stage's State for so many seeds, for restoring one."""
     optimizer = schedules.optimizer(stage.settings.optimizer, stage.settings.optimizer.warmup_steps + 1)
-    seed = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = jax.eval_shape(lambda seed: init_state(stage, task, optimizer, seed), seed)
+    seeds = jax.ShapeDtypeStruct((num_seeds,), jnp.int32)
+    shapes = jax.eval_shape(jax.vmap(lambda seed: init_state(stage, task, optimizer, seed)), seeds)
     place = parallel.replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
 
@@ -122,18 +130,17 @@ def loss_fn(
     """The loss, nats, and the objective's terms: sums over the valid examples of the batch, divided by their number."""
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
-
-    def draw(proposal: Proposal) -> Any:
-        return jax.vmap(lambda k: stage.model.draw(variables, encoding, k, proposal, train=train))(samples)
-
-    objective, terms = stage.objective(draw)
+    draw = objectives.draws_of(stage.model, variables, encoding, samples, train)
+    objective, terms = stage.objective(draw, None if train is None else train.step)
     total = jnp.maximum(batch.valid.sum(), 1)
     means = {name: (batch.valid * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
     return means["loss"], means
 
 
-def make_functions(stage: Stage, task: Task, mesh: Mesh, num_train: int, num_valid: int) -> Functions:
-    """The stage's functions of State, jitted over the mesh."""
+def make_functions(
+    stage: Stage, task: Task, mesh: Mesh, num_train: int, num_valid: int, seeds_by: str = "map"
+) -> Functions:
+    """The stage's functions of State, jitted over the mesh. Written out is one seed; see parallel.over_seeds."""
     settings = stage.settings
     batch_size = settings.batch_size
     optimizer = make_optimizer(stage, num_train)
@@ -161,14 +168,16 @@ def make_functions(stage: Stage, task: Task, mesh: Mesh, num_train: int, num_val
         after = state._replace(step=state.step + 1, variables=variables, opt_state=opt_state, averaged=averaged)
         return after, terms
 
-    def train_steps(state, frozen, data, indices):
+    def train_steps(own, data):
+        state, frozen, indices = own
         return jax.lax.scan(lambda state, index: step(state, frozen, data, index), state, indices)
 
     num_batches = -(-num_valid // batch_size)
     positions = jnp.arange(num_batches * batch_size, dtype=jnp.int32).reshape(num_batches, batch_size)
 
-    def close_epoch(state, frozen, data):
+    def close_epoch(own, data):
         """Validates the averaged weights, keeps them when they are the best so far, and counts patience."""
+        state, frozen = own
         data_key, draw_key = jax.random.split(keys.stream(state.seed, "valid"))  # the same noise each epoch
         variables = {**state.averaged, "frozen": frozen}
 
@@ -181,21 +190,32 @@ def make_functions(stage: Stage, task: Task, mesh: Mesh, num_train: int, num_val
 
         sums = jax.lax.map(one, positions)
         terms = jax.tree.map(lambda sums: sums.sum() / num_valid, sums)
-        better = terms["loss"] < state.best_loss
+        open_ = _open(settings, state.bad_epochs)
+        better = open_ & (terms["loss"] < state.best_loss)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.averaged, state.best)
-        bad_epochs = jnp.where(better, 0, state.bad_epochs + 1)
+        bad_epochs = jnp.where(better, 0, jnp.where(open_, state.bad_epochs + 1, state.bad_epochs))
         best_loss = jnp.where(better, terms["loss"], state.best_loss)
         return state._replace(best=best, best_loss=best_loss, bad_epochs=bad_epochs), terms
 
+    of_init = parallel.over_seeds(lambda seed, nothing: init_state(stage, task, optimizer, seed), seeds_by)
+    of_steps, of_epoch = (parallel.over_seeds(function, seeds_by) for function in (train_steps, close_epoch))
     return Functions(
-        parallel.jit(train_steps, mesh, donate_argnums=0),
-        parallel.jit(close_epoch, mesh, donate_argnums=0),
+        parallel.jit(lambda seeds: of_init(seeds, ()), mesh),
+        parallel.jit(
+            lambda state, frozen, indices, data: of_steps((state, frozen, indices), data), mesh, donate_argnums=0
+        ),
+        parallel.jit(lambda state, frozen, data: of_epoch((state, frozen), data), mesh, donate_argnums=0),
     )
 
 
-def finished(settings: Any, epochs: int, bad_epochs: int) -> bool:
-    """Whether all epochs are done, or the validation loss has not improved for `patience` epochs (0: never stop)."""
-    return epochs >= settings.epochs or 0 < settings.patience <= bad_epochs
+def _open(settings: Any, bad_epochs: Any) -> Any:
+    """Whether a seed may still find better weights: the loss has improved within `patience` epochs (0: always)."""
+    return (settings.patience == 0) | (bad_epochs < max(settings.patience, 1))
+
+
+def finished(settings: Any, epochs: int, bad_epochs: Any) -> bool:
+    """Whether all epochs are done, or no seed's validation loss has improved for `patience` epochs (0: never stop)."""
+    return epochs >= settings.epochs or not np.any(_open(settings, np.asarray(bad_epochs)))
 
 
 def compile_stage(
@@ -207,30 +227,39 @@ def compile_stage(
       train_steps (for the lengths of `calls`) and close_epoch.
     """
     began = time.perf_counter()
-    place = state.step.sharding
+    place, num_seeds = state.step.sharding, len(state.step)
     compiled = {}
     for length in {len(call) for call in calls}:
-        indices = jax.ShapeDtypeStruct((length, stage.settings.batch_size), jnp.int32, sharding=place)
-        compiled[length] = functions.train_steps.lower(state, frozen, train, indices).compile()
+        shape = (num_seeds, length, stage.settings.batch_size)
+        indices = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
+        compiled[length] = functions.train_steps.lower(state, frozen, indices, train).compile()
     close_epoch = functions.close_epoch.lower(state, frozen, valid).compile()
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"]))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"])) // num_seeds
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
+    times = f"{num_seeds} x " * (num_seeds > 1)
     seconds = time.perf_counter() - began
-    LOGGER.info("%s: %s parameters on %s, compiled in %.1f s", stage.name, f"{num_params:,}", devices, seconds)
-    return lambda state, frozen, data, indices: compiled[len(indices)](state, frozen, data, indices), close_epoch
+    LOGGER.info("%s: %s%s parameters on %s, compiled in %.1f s", stage.name, times, f"{num_params:,}", devices, seconds)
+    return (
+        lambda state, frozen, indices, data: compiled[indices.shape[1]](state, frozen, indices, data),
+        close_epoch,
+    )
 
 
-def check_finite(stage: Stage, first_step: int, terms: dict[str, np.ndarray], checkpoints: Checkpoints) -> None:
-    """Raises DivergenceError for the first of the steps [steps] at which a term is not finite."""
-    bad = np.stack([~np.isfinite(values) for values in terms.values()])
+def check_finite(
+    stage: Stage, first_step: int, terms: dict[str, np.ndarray], seeds: np.ndarray, checkpoints: Checkpoints
+) -> None:
+    """Raises DivergenceError for the first of the steps at which a term [seeds, steps] is not finite."""
+    bad = np.stack([~np.isfinite(values) for values in terms.values()])  # [terms, seeds, steps]
     if not bad.any():
         return
-    offset = int(bad.any(0).argmax())
-    names = ", ".join(name for name, at in zip(terms, bad[:, offset], strict=True) if at)
+    offset = int(bad.any((0, 1)).argmax())
+    at_step = bad[:, :, offset]
+    names = ", ".join(name for number, name in enumerate(terms) if at_step[number].any())
+    seed = f" of seed {seeds[at_step.any(0).argmax()]}" if len(seeds) > 1 else ""
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
     raise DivergenceError(
-        f"{stage.name}: {names} not finite at step {first_step + offset}; {last}. Lower "
+        f"{stage.name}: {names}{seed} not finite at step {first_step + offset}; {last}. Lower "
         f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm, in a new --workdir"
     )
 
@@ -240,7 +269,8 @@ def fit(
     frozen: Variables,
     task: Task,
     splits: Splits,
-    seed: int,
+    seeds: np.ndarray,
+    seeds_by: str,
     workdir: pathlib.Path,
     after_epoch: Callable[[int, State], None],
 ) -> State:
@@ -248,10 +278,11 @@ def fit(
 
     Args:
       stage: the model, its objective and its settings.
-      frozen: best variables of earlier stages by name.
+      frozen: best variables of earlier stages by name, leaves [seeds, ...].
       task: makes batches of the raw arrays.
       splits: raw arrays; "train" and "valid" are read.
-      seed: of every random number.
+      seeds: int32 [seeds], each that of every random number of one independent model.
+      seeds_by: "map" or "vmap", see parallel.over_seeds.
       workdir: receives checkpoints/<stage>/, metrics.jsonl and tensorboard/<stage>/.
       after_epoch: called with the number of epochs done and the state, before the checkpoint.
 
@@ -263,69 +294,77 @@ def fit(
     place = parallel.replicated(mesh)
     num_train, num_valid = num_examples(splits["train"]), num_examples(splits["valid"])
     per_epoch = steps_per_epoch(stage, num_train)
+    functions = make_functions(stage, task, mesh, num_train, num_valid, seeds_by)
 
     # The state: restored, or new.
     checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
-    state = checkpoints.restore_newest(abstract_state(stage, task, mesh))
+    state = checkpoints.restore_newest(abstract_state(stage, task, mesh, len(seeds)))
     if state is None:
-        optimizer = make_optimizer(stage, num_train)
-        init = parallel.jit(lambda seed: init_state(stage, task, optimizer, seed), mesh)
-        state = init(jax.device_put(np.int32(seed), place))
-    step = int(state.step)
+        state = functions.init(jax.device_put(seeds, place))
+    step = int(state.step[0])
     if step:
         LOGGER.info("%s: going on from step %d", stage.name, step)
-    if finished(settings, step // per_epoch, int(state.bad_epochs)):
+    if finished(settings, step // per_epoch, state.bad_epochs):
         return state
 
     # The data live on the device; an epoch is a few compiled calls of many steps each.
     train, valid = ({name: splits[split][name] for name in task.raw} for split in ("train", "valid"))
     train, valid, frozen = jax.device_put((train, valid, frozen), place)
     calls = np.array_split(np.arange(per_epoch), max(1, round(per_epoch / settings.steps_per_call)))
-    functions = make_functions(stage, task, mesh, num_train, num_valid)
     train_steps, close_epoch = compile_stage(stage, functions, state, frozen, train, valid, calls)
 
     log = Log(workdir, stage.name, step)
-    total = settings.epochs * per_epoch * batch_size
+    total = settings.epochs * per_epoch * batch_size * len(seeds)
+    done = step * batch_size * len(seeds)
     # disable=None: shown on a terminal only.
-    bar = tqdm(total=total, initial=step * batch_size, unit="ex", unit_scale=True, desc=stage.name, disable=None)
+    bar = tqdm(total=total, initial=done, unit="ex", unit_scale=True, desc=stage.name, disable=None)
     told = -math.inf
+    collapsed = 0
+
+    def receive(terms: dict[str, Array], first_step: int, open_: np.ndarray) -> dict[str, np.ndarray]:
+        """Fetches a call's terms of the seeds that still learn, [open seeds, steps], and checks them."""
+        values = {name: np.asarray(value)[open_] for name, value in jax.device_get(terms).items()}
+        check_finite(stage, first_step, values, seeds[open_], checkpoints)
+        bar.set_postfix({name: f"{value[:, -1].mean():.2f}" for name, value in values.items()})
+        return values
+
     try:
-        while not finished(settings, step // per_epoch, int(state.bad_epochs)):
+        while not finished(settings, step // per_epoch, state.bad_epochs):
             began = time.perf_counter()
-            order = epoch_order(seed, step // per_epoch, num_train)[: per_epoch * batch_size]
-            order = order.reshape(per_epoch, batch_size)
-            rows: list[dict[str, np.ndarray]] = []
-
-            def receive(terms: dict[str, Array], first_step: int, rows: list[dict[str, np.ndarray]] = rows) -> None:
-                rows.append(jax.device_get(terms))
-                check_finite(stage, first_step, rows[-1], checkpoints)
-                bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in rows[-1].items()})
-
+            open_ = np.broadcast_to(_open(settings, np.asarray(state.bad_epochs)), seeds.shape)
+            orders = np.stack([epoch_order(int(seed), step // per_epoch, num_train) for seed in seeds])
+            orders = orders[:, : per_epoch * batch_size].reshape(len(seeds), per_epoch, batch_size)
+            received: list[dict[str, np.ndarray]] = []
             running: list[tuple[dict[str, Array], int]] = []
             for call in calls:
-                state, terms = train_steps(state, frozen, train, jax.device_put(order[call], place))
+                state, terms = train_steps(state, frozen, jax.device_put(orders[:, call], place), train)
                 running.append((terms, step))
                 if len(running) > 1:
-                    receive(*running.pop(0))  # the call before, while this one runs
+                    received.append(receive(*running.pop(0), open_))  # the call before, while this one runs
                 step += len(call)
-                bar.update(len(call) * batch_size)
-            receive(*running.pop())
-            rate = per_epoch * batch_size / (time.perf_counter() - began)
+                bar.update(len(call) * batch_size * len(seeds))
+            received.append(receive(*running.pop(), open_))
+            rate = per_epoch * batch_size * len(seeds) / (time.perf_counter() - began)
 
-            state, values = close_epoch(state, frozen, valid)
-            values = {f"valid/{name}": value for name, value in jax.device_get(values).items()}
-            check_finite(stage, step, {name: np.asarray([value]) for name, value in values.items()}, checkpoints)
+            state, terms = close_epoch(state, frozen, valid)
+            values = {f"valid/{name}": np.asarray(value)[open_] for name, value in jax.device_get(terms).items()}
+            of_one_step = {name: value[:, None] for name, value in values.items()}
+            check_finite(stage, step, of_one_step, seeds[open_], checkpoints)
+            values["best_loss"] = np.asarray(state.best_loss)[open_]
+            for name in received[0]:
+                values[f"train/{name}"] = np.concatenate([part[name] for part in received], 1).mean(1)
             epoch = step // per_epoch
-            means = {f"train/{name}": np.concatenate([row[name] for row in rows]).mean() for name in rows[0]}
-            best = {"best_loss": state.best_loss}
-            row = {"epoch": epoch, **{name: float(value) for name, value in {**means, **values, **best}.items()}}
-            log.write(step, row, {"examples_per_second": rate})
+            for number, seed in enumerate(seeds[open_]):
+                row = {name: float(value[number]) for name, value in sorted(values.items())}
+                log.write(step, {"seed": int(seed), "epoch": epoch, **row}, {"examples_per_second": rate})
 
-            last = finished(settings, epoch, int(state.bad_epochs))
+            last = finished(settings, epoch, state.bad_epochs)
             if last or time.perf_counter() - told > SECONDS_BETWEEN_LINES:
                 told = time.perf_counter()
                 minutes = (settings.epochs - epoch) * (told - began) / 60
-                bar.write(f"{describe(stage, row)}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
+                line = describe(stage, epoch, values)
+                bar.write(f"{line}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
+            collapsed = warn_of_collapse(stage, step, values, collapsed, last)
             after_epoch(epoch, state)
             if last or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(step, state)
@@ -336,11 +375,38 @@ def fit(
     return state
 
 
-def describe(stage: Stage, row: dict[str, float]) -> str:
-    """A row of metrics as a line of text."""
+def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray]) -> str:
+    """An epoch's metrics [seeds], their mean over the seeds, as a line of text."""
     own = ("valid/loss", "best_loss")
-    terms = [f", {name} {value:.3f}" for name, value in row.items() if name.startswith("valid/") and name not in own]
+    mean = {name: value.mean() for name, value in values.items()}
+    count = len(values["best_loss"])
+    terms = [f", {name} {mean[name]:.3f}" for name in mean if name.startswith("valid/") and name not in own]
     return (
-        f"{stage.name} epoch {row['epoch']}/{stage.settings.epochs}: train/loss {row['train/loss']:.3f}, "
-        f"valid/loss {row['valid/loss']:.3f} (best {row['best_loss']:.3f}){''.join(terms)}"
+        f"{stage.name} epoch {epoch}/{stage.settings.epochs}: train/loss {mean['train/loss']:.3f}, "
+        f"valid/loss {mean['valid/loss']:.3f} (best {mean['best_loss']:.3f}){''.join(terms)}"
+        f"{f' (means of {count} seeds)' if count > 1 else ''}"
     )
+
+
+COLLAPSED_KL = 0.1  # nats in all latent units together
+COLLAPSED_EPOCHS = 5  # in a row: a KL that is still growing is small too
+
+
+def warn_of_collapse(stage: Stage, step: int, values: dict[str, np.ndarray], before: int, last: bool) -> int:
+    """Warns, once and at the last epoch, of a q that has collapsed onto p though the KL's full weight is on.
+
+    Returns:
+      For how many epochs in a row that has been so, given that number `before` this one.
+    """
+    if "valid/kl" not in values or step < stage.settings.objective.annealing_steps:
+        return 0
+    least = float(values["valid/kl"].min())
+    if least >= COLLAPSED_KL:
+        return 0
+    if last or before + 1 == COLLAPSED_EPOCHS:
+        LOGGER.warning(
+            "%s: the posterior has collapsed: KL(q || p) is %.3f nats on validation, so z tells nothing of y. Try "
+            "%s.objective.annealing=linear, %s.objective.free_bits, or a smaller %s.objective.beta",
+            *(stage.name, least, stage.name, stage.name, stage.name),
+        )
+    return before + 1

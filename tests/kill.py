@@ -28,9 +28,9 @@ def fingerprint(workdir: pathlib.Path) -> str:
     from cvae_jax.checkpoints import Checkpoints
 
     digest = hashlib.sha256((workdir / "metrics.jsonl").read_bytes())
-    task = experiment.load(str(workdir)).task
+    config, task, *_ = experiment.load(str(workdir))
     for stage in task.stages:
-        target = training.abstract_state(stage, task, parallel.make_mesh())
+        target = training.abstract_state(stage, task, parallel.make_mesh(), config.num_seeds)
         state = Checkpoints(workdir / "checkpoints" / stage.name).restore_newest(target)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())

@@ -94,10 +94,13 @@ def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
 
 
 def test_check_finite_names_the_first_bad_step():
-    terms = {"loss": np.array([1.0, 2.0, np.nan]), "kl": np.array([1.0, np.inf, 1.0])}
-    stage = tasks.make_task(small_config()).stages[0]
-    with pytest.raises(DivergenceError, match="kl not finite at step 11;"):
-        training.check_finite(stage, 10, terms, Checkpoints(pathlib.Path("nowhere")))
+    terms = {"loss": np.array([[1.0, 2.0, np.nan]]), "kl": np.array([[1.0, np.inf, 1.0]])}
+    stage, nowhere = tasks.make_task(small_config()).stages[0], Checkpoints(pathlib.Path("nowhere"))
+    with pytest.raises(DivergenceError, match="baseline: kl not finite at step 11;"):
+        training.check_finite(stage, 10, terms, np.array([0]), nowhere)
+    of_three = {"loss": np.array([[1.0, 2.0], [3.0, np.nan], [1.0, 1.0]])}
+    with pytest.raises(DivergenceError, match="loss of seed 6 not finite at step 11;"):
+        training.check_finite(stage, 10, of_three, np.array([5, 6, 7]), nowhere)
 
 
 def test_early_stopping_hands_on_the_best_weights(tmp_path):
@@ -128,13 +131,11 @@ def test_averaged_weights_and_adam_against_numpy():
     mesh = parallel.make_mesh()
     place = parallel.replicated(mesh)
     functions = training.make_functions(stage, task, mesh, 1297, 200)
-    optimizer = training.make_optimizer(stage, 1297)
-    # Jitted, so that no two leaves of the state share a buffer: it is donated.
-    start = parallel.jit(lambda seed: training.init_state(stage, task, optimizer, seed), mesh)(jnp.int32(0))
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), start.variables["params"])
+    start = functions.init(jnp.zeros(1, jnp.int32))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), start.variables["params"])
     order = training.epoch_order(0, 0, 1297)[:64].reshape(2, 32)
     state, _ = functions.train_steps(
-        start, {}, jax.device_put({"image": arrays["image"]}, place), jax.device_put(order, place)
+        start, {}, jax.device_put(order[None], place), jax.device_put({"image": arrays["image"]}, place)
     )
 
     def gradient(params, index):
@@ -167,7 +168,7 @@ def test_averaged_weights_and_adam_against_numpy():
         decay = min(0.5, (1 + step) / (10 + step))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, params)
     for found, wanted in ((state.variables, params), (state.averaged, average)):
-        jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, atol=2e-6), found["params"], wanted)
+        jax.tree.map(lambda f, w: np.testing.assert_allclose(f[0], w, atol=2e-6), found["params"], wanted)
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch():
@@ -176,6 +177,118 @@ def test_epoch_order_is_a_permutation_of_seed_and_epoch():
     np.testing.assert_array_equal(order, training.epoch_order(3, 5, 1000))
     assert (order != training.epoch_order(3, 6, 1000)).mean() > 0.9
     assert (order != training.epoch_order(4, 5, 1000)).mean() > 0.9
+
+
+# Seeds: independent models in one program.
+
+EARLY = {
+    "baseline.patience": 1,
+    "cvae.patience": 1,
+    "baseline.optimizer.learning_rate": 0.02,
+    "cvae.optimizer.learning_rate": 0.02,
+    "baseline.epochs": 12,
+    "cvae.epochs": 12,
+}  # so that the seeds stop at different epochs
+
+
+def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
+    cvae_jax.train(small_config(seed=3, num_seeds=3, **EARLY), str(tmp_path / "all"))
+    rows = metrics.read(tmp_path / "all")
+    lengths = set()
+    for seed in (3, 4, 5):
+        cvae_jax.train(small_config(seed=seed, **EARLY), str(tmp_path / str(seed)))
+        own = [row for row in rows if row["seed"] == seed]
+        assert own == metrics.read(tmp_path / str(seed))
+        lengths.add(len(own))
+        together, alone = cvae_jax.load(str(tmp_path / "all"), seed).best, cvae_jax.load(str(tmp_path / str(seed))).best
+        assert set(together) == {"baseline", "cvae"}
+        jax.tree.map(np.testing.assert_array_equal, together, alone)
+    assert len(lengths) > 1, "all stopped at the same epoch"
+
+
+def test_vmapped_seeds_follow_the_mapped_ones(tmp_path):
+    for how in ("map", "vmap"):
+        config = small_config(num_seeds=2, seeds_by=how, **{"baseline.patience": 0, "cvae.patience": 0})
+        cvae_jax.train(config, str(tmp_path / how))
+    for one, other in zip(metrics.read(tmp_path / "map"), metrics.read(tmp_path / "vmap"), strict=True):
+        for name, value in one.items():
+            if name != "stage":
+                assert math.isclose(value, other[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
+
+
+def test_seeds_are_independent_and_found_by_their_number(tmp_path):
+    cvae_jax.train(small_config(seed=7, num_seeds=2), str(tmp_path))
+    first, second = experiment.load_seeds(str(tmp_path))
+    assert (first.seed, second.seed) == (7, 8)
+
+    def kernel(one):
+        return np.asarray(one.params["generation_net"]["Dense_0"]["kernel"])
+
+    assert np.corrcoef(kernel(first).ravel(), kernel(second).ravel())[0, 1] < 0.5
+    np.testing.assert_array_equal(kernel(cvae_jax.load(str(tmp_path))), kernel(first))
+    with pytest.raises(UserError, match=r"seed=0 is not trained in .*; there are 7, 8"):
+        cvae_jax.load(str(tmp_path), seed=0)
+
+
+def test_an_interrupted_run_of_seeds_goes_on(tmp_path, monkeypatch):
+    config = small_config(num_seeds=2)
+    cvae_jax.train(config, str(tmp_path / "whole"))
+    write, rows = metrics.Log.write, 0
+
+    def write_and_fail(self, *arguments):
+        nonlocal rows
+        write(self, *arguments)
+        rows += 1
+        if rows == 11:  # between the two seeds' rows of an epoch
+            raise Interrupted
+
+    monkeypatch.setattr(metrics.Log, "write", write_and_fail)
+    with pytest.raises(Interrupted):
+        cvae_jax.train(config, str(tmp_path / "cut"))
+    cvae_jax.train(config, str(tmp_path / "cut"))
+    assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
+
+
+# Collapse.
+
+
+def collapse_warnings(tmp_path, caplog, **changes):
+    with caplog.at_level(logging.WARNING, "cvae_jax"):
+        cvae_jax.train(small_config(**{"cvae.epochs": 6, "cvae.patience": 0, **changes}), str(tmp_path))
+    rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
+    return [record for record in caplog.messages if "the posterior has collapsed" in record], rows[-1]["valid/kl"]
+
+
+def test_a_collapsed_posterior_is_told(tmp_path, caplog):
+    found, kl = collapse_warnings(tmp_path, caplog, **{"cvae.objective.beta": 100.0})
+    assert kl < training.COLLAPSED_KL
+    assert len(found) == 2  # once it has lasted, and at the last epoch
+    assert found[-1].startswith(f"cvae: the posterior has collapsed: KL(q || p) is {kl:.3f} nats")
+
+
+def test_a_posterior_that_is_alive_is_not(tmp_path, caplog):
+    found, kl = collapse_warnings(tmp_path, caplog, **{"cvae.objective.beta": 0.01})
+    assert kl > training.COLLAPSED_KL and not found
+
+
+def test_beta_is_annealed_and_validation_is_not(tmp_path):
+    annealing = {"name": "elbo", "annealing": "linear", "annealing_steps": 100, "beta": 0.5}
+    cvae_jax.train(
+        small_config(**{f"cvae.objective.{key}": value for key, value in annealing.items()}), str(tmp_path)
+    )
+    rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
+    per_epoch = 1297 // 32
+    for row in rows:
+        steps = np.arange(row["step"] - per_epoch, row["step"])
+        assert math.isclose(row["train/beta"], 0.5 * np.minimum(steps / 100, 1).mean(), rel_tol=1e-5)
+        assert math.isclose(row["valid/loss"], -row["valid/log_p_y"] + 0.5 * row["valid/kl"], rel_tol=1e-5)
+        assert "valid/beta" not in row
+
+
+def test_an_annealing_longer_than_the_run_is_refused(tmp_path):
+    changes = {"cvae.objective.annealing": "linear", "cvae.objective.annealing_steps": 161}
+    with pytest.raises(UserError, match=r"cvae.objective.annealing_steps=161 is longer than the run of 160 steps"):
+        cvae_jax.train(small_config(**changes), str(tmp_path / "workdir"))
 
 
 def run_on(devices, statements):
@@ -215,8 +328,8 @@ def test_one_two_and_eight_devices_measure_the_same(tmp_path):
             f"trained = experiment.load({str(tmp_path)!r})\n"
             "arrays = data.load(trained.config.data, trained.task.raw)['test']\n"
             "arrays = {name: array[:50] for name, array in arrays.items()}\n"
-            "cells = evaluation.measure(trained, trained.stages[1], arrays, ['is'], [40], seed=0)\n"
-            f"np.save({str(tmp_path / f'{devices}.npy')!r}, cells[('is', 40)].value)",
+            "found = evaluation.measure(trained, trained.stages[1], arrays, [('is', 40)], seed=0)\n"
+            f"np.save({str(tmp_path / f'{devices}.npy')!r}, found.cells['is', 40].value)",
         )
         values.append(np.load(tmp_path / f"{devices}.npy"))
     np.testing.assert_allclose(values[1], values[0], atol=1e-5)
@@ -237,7 +350,10 @@ def test_one_two_and_eight_devices_measure_the_same(tmp_path):
         ("cvae.optimizer.clip_norm", -1.0),
         ("cvae.optimizer.warmup_steps", 10_000),
         ("cvae.objective.beta", -1.0),
+        ("cvae.objective.annealing_cycles", 0),
         ("seed", 2**31),
+        ("num_seeds", 0),
+        ("cvae.objective.alpha", 0.3),
     ],
 )
 def test_values_that_cannot_be_are_refused_before_anything_is_written(key, value, tmp_path):
@@ -321,4 +437,4 @@ def test_metrics_hold_every_term_and_no_clock(tmp_path):
     terms = {"loss", "log_p_y", "kl"}
     assert {name for name in row if name.startswith("valid/")} == {f"valid/{term}" for term in terms}
     assert {name for name in row if name.startswith("train/")} == {f"train/{term}" for term in terms}
-    assert set(row) - {name for name in row if "/" in name} == {"stage", "step", "epoch", "best_loss"}
+    assert set(row) - {name for name in row if "/" in name} == {"stage", "step", "seed", "epoch", "best_loss"}
