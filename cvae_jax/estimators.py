@@ -1,74 +1,234 @@
-"""Estimates of log p(y|x) from log weights, with their errors, over plain arrays.
+"""Estimates of log p(y|x) from log weights, with their errors and what tells whether to believe them.
 
-A weight w_s is unbiased for p(y|x); log p(y|x) is estimated by the log of their mean. The weights are kept
-whole and summarised here in float64: streamed float32 sums would err by more than is promised.
+A weight w_s is unbiased for p(y|x); log p(y|x) is estimated by the log of their mean. The weights are kept whole and
+summarised here in float64, as plain arrays: streamed float32 sums would err by more than is promised. Where z and y
+split into parts that are independent given x, each part is estimated by itself and the sum is returned.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from arviz_stats.base import array_stats
 from jax import Array
 
+from cvae_jax.distributions import sum_per_example
+from cvae_jax.errors import UserError
 from cvae_jax.model import Draw, Proposal
 from cvae_jax.objectives import total_kl
 
+# The share of the prior in the defensive mixture. Its weights are at most 1 / (1 - a) = 1.1 times those of the
+# recognition network alone, so where that fits little is lost; and at most 1 / a = 10 times p(y|x,z), so where it does
+# not, the estimate is as good as Monte Carlo with a tenth of the samples (Hesterberg 1995).
+PRIOR_SHARE = 0.1
+# Where z comes from: a proposal of the models' contract, or the mixture, made of two of these by `inference.scores`.
+Source = Proposal | Literal["defensive"]
+
+# Log weights within so many nats of each other are equal but for the rounding of float32: they have no tail.
+ROUNDING = 1e-3
+FEWEST_SAMPLES = 25  # whose tail, a fifth, has the 5 draws that a Pareto distribution can be fitted to
+SMALLEST_UNIT = 1e-290  # of the weights in the tail, the largest being 1: its reciprocal is still far from overflow
+INFINITE_VARIANCE = 0.5  # the shape of a Pareto tail beyond which it has no variance
+LARGEST_SHAPE = 0.7  # beyond which no affordable number of samples suffices
+
 
 class Estimate(NamedTuple):
-    """An estimate for every example, float64 [batch]."""
+    """An estimate for every example, float64 [batch]. Of factors: the sum's, the least ess and the greatest k_hat."""
 
     value: np.ndarray  # nats
     error: np.ndarray  # its Monte Carlo standard error, nats; 0 where the value is exact
     ess: np.ndarray  # effective sample size; a few only: neither value nor error can be believed
+    k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without weights, or with equal ones
 
 
 class Estimator(NamedTuple):
     """How a draw becomes a number, and numbers an estimate."""
 
     title: str
-    proposal: Proposal
-    score: Callable[[Draw], Array]  # a draw's number for every example, [batch]
-    summarise: Callable[[np.ndarray], Estimate]  # of [samples, batch]
+    proposal: Source
+    score: Callable[[Draw], Array]  # a draw's number for every example, [batch, *factors]
+    summarise: Callable[[np.ndarray], Estimate]  # of [samples, batch, *factors]
+
+
+def _by_factor(numbers: np.ndarray) -> np.ndarray:
+    """[samples, batch, *factors] -> float64 [samples, batch, factors], one factor where there are no such axes."""
+    numbers = np.asarray(numbers, np.float64)
+    return numbers.reshape(*numbers.shape[:2], -1)
+
+
+def _total(each: Estimate) -> Estimate:
+    """The estimate of a sum over independent factors, [batch, factors] -> [batch]."""
+    error = np.sqrt((each.error**2).sum(1))
+    return Estimate(each.value.sum(1), error, each.ess.min(1), np.fmax.reduce(each.k_hat, 1))
+
+
+def _refuse(bad: np.ndarray, what: str) -> None:
+    """Raises where examples are bad, bool [batch, factors]."""
+    examples = bad.any(1)
+    if examples.any():
+        raise UserError(
+            f"{what} for {examples.sum()} of {len(bad)} examples, first at position {examples.argmax()} of the "
+            "batch: look there for x or y that are not finite or that the likelihood rules out; if it is so for all, "
+            "at the model's weights"
+        )
 
 
 def log_mean_exp(log_weights: np.ndarray) -> Estimate:
-    """log of the mean weight over samples, [samples, batch] -> [batch].
+    """log of the mean weight over samples, [samples, batch, *factors] -> [batch].
 
-    The error is that of the delta method, sd(w) / (mean(w) √S); ESS = (Σw)² / Σw² (Kong 1992). Jensen's
-    inequality biases the value down by about error²/2.
+    The error is that of the delta method, sd(w) / (mean(w) √S); ESS = (Σw)² / Σw² (Kong 1992). Jensen's inequality
+    biases the value down by about error²/2.
+
+    Raises:
+      UserError: for a weight that is NaN or infinite, or an example whose weights are all 0.
     """
-    log_weights = np.asarray(log_weights, np.float64)
+    return _total(_log_mean_exp(_by_factor(log_weights)))
+
+
+def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
+    """[samples, batch, factors] -> [batch, factors]."""
     num_samples = len(log_weights)
     top = log_weights.max(0)
+    _refuse(~np.isfinite(top), "the log weights are NaN, infinite or all -inf")
     weights = np.exp(log_weights - top)
-    mean = weights.mean(0)
-    spread = weights.std(0, ddof=1) if num_samples > 1 else np.full_like(mean, np.nan)
-    error = spread / (mean * np.sqrt(num_samples))
-    return Estimate(top + np.log(mean), error, weights.sum(0) ** 2 / (weights**2).sum(0))
+    total = weights.sum(0)
+    ess = total**2 / np.einsum("sbf,sbf->bf", weights, weights)
+    # (S / ESS - 1) S / (S - 1) is the variance of the weights over their squared mean.
+    error = np.sqrt(np.maximum(num_samples / ess - 1, 0) / (num_samples - 1)) if num_samples > 1 else np.nan * top
+    return Estimate(top + np.log(total / num_samples), error, ess, pareto_k(log_weights))
+
+
+def jackknife(log_weights: np.ndarray) -> Estimate:
+    """log of the mean weight with its bias removed to first order in 1/S, [samples, batch, *factors] -> [batch].
+
+    JVI of order 1 (Nowozin 2018, "Debiasing evidence approximations"): S l(S) - (S - 1) l(S - 1), with l(S) the log of
+    the mean and l(S - 1) its average over leaving out one sample. Leaving out a weight that is the share v of the sum
+    adds log(S / (S - 1)) + log(1 - v) to l. All this moves the value by O(1/S), so its error, to first order, is that
+    of `log_mean_exp`.
+
+    Where one weight is the whole sum the correction is infinite: the value stops at the largest log weight, which no
+    mean exceeds; ESS and k̂ flag such examples.
+
+    Raises:
+      UserError: as `log_mean_exp`, and for fewer than two samples.
+    """
+    log_weights = _by_factor(log_weights)
+    num_samples = len(log_weights)
+    if num_samples < 2:
+        raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
+    plain = _log_mean_exp(log_weights)
+    shares = np.minimum(np.exp(log_weights - plain.value) / num_samples, 1)
+    with np.errstate(divide="ignore"):
+        moved = math.log(num_samples / (num_samples - 1)) + np.log1p(-shares).mean(0)
+    value = np.minimum(plain.value - (num_samples - 1) * moved, log_weights.max(0))
+    return _total(plain._replace(value=value))
 
 
 def plain_mean(scores: np.ndarray) -> Estimate:
-    """Mean over samples, [samples, batch] -> [batch], with its standard error; every sample counts in full."""
-    scores = np.asarray(scores, np.float64)
-    num_samples = len(scores)
-    error = scores.std(0, ddof=1) / np.sqrt(num_samples) if num_samples > 1 else np.full(scores.shape[1:], np.nan)
-    return Estimate(scores.mean(0), error, np.full(scores.shape[1:], float(num_samples)))
+    """Mean over samples, [samples, batch, *factors] -> [batch], with its standard error; every sample counts in full.
+
+    Raises:
+      UserError: for a score that is not finite.
+    """
+    scores = _by_factor(scores)
+    _refuse(~np.isfinite(scores).all(0), "the scores are not finite")
+    num_samples, mean = len(scores), scores.mean(0)
+    error = scores.std(0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.nan * mean
+    return _total(Estimate(mean, error, np.full_like(mean, num_samples), np.full_like(mean, np.nan)))
+
+
+def pareto_k(log_weights: np.ndarray) -> np.ndarray:
+    """Shape of the generalised Pareto distribution fitted to the largest weights, [samples, ...] -> [...].
+
+    k̂ of Pareto-smoothed importance sampling (Vehtari et al. 2024): moments of the weights beyond the 1/k̂-th do not
+    exist. NaN where the largest weights are equal but for rounding: there is no tail. inf where nothing can be told,
+    so that it counts as the worst: of fewer than FEWEST_SAMPLES samples, or where in float64 much of the tail is 0, or
+    equal, beside the largest weight.
+    """
+    num_samples, shape = len(log_weights), log_weights.shape[1:]
+    if num_samples < FEWEST_SAMPLES:
+        return np.full(shape, np.inf)
+    columns = np.ascontiguousarray(log_weights.reshape(num_samples, -1).T)
+    tail = int(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
+    # The largest weight below the tail, and the tail's lower quartile: the fit is in units of how far these are apart,
+    # and where that is 0 arviz returns a k̂ near 0.
+    ranks = [num_samples - tail - 1, num_samples - tail + round(tail / 4) - 1]
+    below, quartile = np.partition(columns, ranks)[:, ranks].T
+    top = columns.max(1)
+    tailless = top - below < ROUNDING
+    fitted = (np.exp(quartile - top) - np.exp(below - top) > SMALLEST_UNIT) & ~tailless
+    k_hat = np.where(tailless, np.nan, np.inf)
+    # It takes log likelihoods, as for leave-one-out cross-validation, whose negatives are the log weights.
+    k_hat[fitted] = array_stats.psislw(-columns[fitted])[1]
+    return k_hat.reshape(shape)
+
+
+class Unreliable(NamedTuple):
+    """Which examples' estimates cannot be believed, bool [batch]."""
+
+    error: np.ndarray  # the Monte Carlo error: the weights' variance is infinite
+    value: np.ndarray  # the value, and the error with it: more samples than these would be needed
+
+
+def largest_shape(num_samples: int) -> float:
+    """The k̂ up to which so many samples suffice: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
+    return min(1 - 1 / math.log10(num_samples), LARGEST_SHAPE)
+
+
+def unreliable(estimate: Estimate, num_samples: int) -> Unreliable:
+    """Which examples' estimates cannot be believed, by the k̂ of `num_samples` weights."""
+    limit = largest_shape(max(num_samples, FEWEST_SAMPLES))
+    return Unreliable(estimate.k_hat > min(limit, INFINITE_VARIANCE), estimate.k_hat > limit)
+
+
+def cautions(estimate: Estimate, num_samples: int) -> list[str]:
+    """What to tell whoever reads the estimate: a line for its values, one for its errors, or none."""
+    doubted, count = unreliable(estimate, num_samples), len(estimate.value)
+    mend = "raise num_samples, or use the estimator defensive or ais"
+    lines = []
+    if doubted.value.any() and num_samples < FEWEST_SAMPLES:
+        lines.append(f"{num_samples} samples are too few to tell whether their mean can be believed: {mend}")
+    elif doubted.value.any():
+        lines.append(
+            f"k-hat above {largest_shape(num_samples):.2f} for {doubted.value.sum()} of {count} examples: "
+            f"neither their values nor their errors can be believed; {mend}"
+        )
+    only_error = doubted.error & ~doubted.value
+    if only_error.any():
+        lines.append(
+            f"k-hat above {INFINITE_VARIANCE:.2f} for {only_error.sum()} of {count} examples: "
+            f"their Monte Carlo errors cannot be believed; {mend}"
+        )
+    return lines
 
 
 def elbo_score(draw: Draw) -> Array:
     """log p(y|x,z) - KL(q || p) of one draw, [batch]: its mean is the evidence lower bound."""
-    return draw.log_p_y - total_kl(draw)
+    return sum_per_example(draw.log_p_y) - total_kl(draw)
+
+
+def importance_score(draw: Draw) -> Array:
+    """Log weight p(y|x,z) p(z|x) / q(z|x,y) of a draw from the recognition network, [batch, *factors]."""
+    return draw.log_p_y + draw.log_p_z - draw.log_q_z
+
+
+def defensive_score(draw: Draw) -> Array:
+    """Log weight p(y|x,z) p(z|x) / (a p(z|x) + (1 - a) q(z|x,y)) with a = PRIOR_SHARE, [batch, *factors].
+
+    Of a draw from that mixture: defensive importance sampling (Hesterberg 1995). At most log p(y|x,z) - log a.
+    """
+    ratio = draw.log_q_z - draw.log_p_z
+    return draw.log_p_y - jnp.logaddexp(math.log(PRIOR_SHARE), math.log1p(-PRIOR_SHARE) + ratio)
 
 
 ESTIMATORS = {
     "elbo": Estimator("ELBO", "recognition", elbo_score, plain_mean),
     "mc": Estimator("Monte Carlo", "prior", lambda draw: draw.log_p_y, log_mean_exp),
-    "is": Estimator(
-        "importance sampling",
-        "recognition",
-        lambda draw: draw.log_p_y + draw.log_p_z - draw.log_q_z,
-        log_mean_exp,
-    ),
+    "is": Estimator("importance sampling", "recognition", importance_score, log_mean_exp),
+    "jackknife": Estimator("importance sampling, jackknife", "recognition", importance_score, jackknife),
+    "defensive": Estimator("defensive importance sampling", "defensive", defensive_score, log_mean_exp),
 }
 
 
@@ -87,10 +247,17 @@ def mean_over_examples(estimate: Estimate) -> Mean:
     return Mean(float(estimate.value.mean()), float(np.sqrt((estimate.error**2).sum()) / n), float(spread))
 
 
+def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent models' estimates of the same examples, [batch]; the least ess, the greatest k_hat."""
+    error = np.sqrt(sum(one.error**2 for one in estimates)) / len(estimates)
+    ess, k_hat = (np.stack([one[field] for one in estimates]) for field in (2, 3))
+    return Estimate(np.mean([one.value for one in estimates], 0), error, ess.min(0), np.fmax.reduce(k_hat))
+
+
 def paired_difference(a: Estimate, b: Estimate) -> Mean:
     """Mean of a - b over the examples both were measured on, with the errors of that difference.
 
     The Monte Carlo errors are added as if independent; with common random numbers the true one is smaller.
     """
-    both = Estimate(a.value - b.value, np.hypot(a.error, b.error), np.minimum(a.ess, b.ess))
-    return mean_over_examples(both)
+    error, ess, k_hat = np.hypot(a.error, b.error), np.minimum(a.ess, b.ess), np.fmax(a.k_hat, b.k_hat)
+    return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat))

@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import inference, keys
+from cvae_jax.distributions import sum_per_example
 from cvae_jax.estimators import elbo_score, plain_mean
-from cvae_jax.model import Batch, Draw, Model, Variables
+from cvae_jax.model import Batch, Draw, Model, Variables, has_latents
 
 SIGMAS = 4.5  # of a Monte Carlo error: a right answer misses by so much once in 150,000 comparisons
 NUM_SAMPLES = 4000
@@ -20,7 +21,7 @@ def check_model(model: Model, variables: Variables, batch: Batch) -> None:
     check_without_y(model, variables, batch)
     check_alone(model, variables, batch)
     check_compiled(model, variables, batch)
-    if inference.has_latents(model, variables, batch):
+    if has_latents(model, variables, batch):
         check_given(model, variables, batch)
         check_kl(model, variables, batch)
         check_estimators_agree(model, variables, batch)
@@ -37,7 +38,7 @@ draw = partial(jax.jit, static_argnums=(0, 1))(draw_eagerly)
 
 def richest(model: Model, variables: Variables, batch: Batch) -> str:
     """The proposal that takes part in the most of the model."""
-    return "recognition" if inference.has_latents(model, variables, batch) else "prior"
+    return "recognition" if has_latents(model, variables, batch) else "prior"
 
 
 def assert_close(actual: Any, wanted: Any) -> None:
@@ -49,9 +50,10 @@ def check_without_y(model: Model, variables: Variables, batch: Batch) -> None:
     """Predicting leaves out what needs y and changes nothing else: same z, same p(y|x,z), same log p(z|x)."""
     known = draw(model, "prior", variables, batch)
     predicting = draw(model, "prior", variables, batch._replace(y=None))
-    assert known.log_p_y.shape == batch.index.shape
+    assert known.log_p_y.shape[:1] == batch.index.shape
+    assert known.log_p_y.shape == known.log_p_z.shape
     assert predicting.log_p_y is None
-    if inference.has_latents(model, variables, batch):
+    if has_latents(model, variables, batch):
         assert np.isfinite(known.log_q_z).all()
         assert np.isnan(predicting.log_q_z).all()
     for name in ("z", "p_y", "log_p_z"):
@@ -81,7 +83,7 @@ def check_given(model: Model, variables: Variables, batch: Batch) -> None:
 
 def kl_error(draw: Draw) -> Array:
     """How far log q - log p of one draw is from the analytic KL given the layers of z above: 0 on average."""
-    return draw.log_q_z - draw.log_p_z + (elbo_score(draw) - draw.log_p_y)
+    return sum_per_example(draw.log_q_z - draw.log_p_z - draw.log_p_y) + elbo_score(draw)
 
 
 def check_kl(model: Model, variables: Variables, batch: Batch) -> None:

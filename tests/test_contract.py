@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from configs import mnist_quadrants
-from cvae_jax import inference, tasks
+from cvae_jax import tasks
+from cvae_jax.model import has_latents
 
 
-def test_linear_gaussian():
-    variables = linear_gaussian.variables(scale=1.2, shift=0.1)
-    contract.check_model(linear_gaussian.MODEL, variables, linear_gaussian.batch_of(*linear_gaussian.data(4)))
+@pytest.mark.parametrize("factored", [False, True])
+def test_linear_gaussian(factored):
+    of = linear_gaussian.LinearGaussian(x_size=3, z_size=4, y_size=4, factored=factored)
+    contract.check_model(of.model, of.variables(scale=1.2, shift=0.1), of.batch_of(*of.data(4)))
 
 
 def task_of(number, network):
@@ -38,7 +40,7 @@ def quadrants(request):
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_quadrants_baseline(quadrants, number):
     (model, variables), _, batches = quadrants
-    assert not inference.has_latents(model, variables, batches[number])
+    assert not has_latents(model, variables, batches[number])
     contract.check_model(model, variables, batches[number])
 
 

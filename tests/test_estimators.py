@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
@@ -6,16 +8,38 @@ import pytest
 
 from cvae_jax import inference
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, Estimate, log_mean_exp, mean_over_examples, paired_difference, plain_mean
+from cvae_jax.estimators import (
+    ESTIMATORS,
+    PRIOR_SHARE,
+    Estimate,
+    cautions,
+    jackknife,
+    log_mean_exp,
+    mean_over_examples,
+    paired_difference,
+    pareto_k,
+    plain_mean,
+    unreliable,
+)
 
 SIGMAS = 4.5
 X_, Y_ = lg.data(6)
+FACTORED = lg.LinearGaussian(x_size=3, z_size=6, y_size=6, factored=True)
 
 
-def estimate(name, num_samples, scale=1.0, shift=0.0, x=X_, y=Y_):
+def estimate(name, num_samples, scale=1.0, shift=0.0, x=X_, y=Y_, of=lg.DEFAULT):
     return inference.log_prob(
-        lg.MODEL, lg.variables(scale, shift), lg.batch_of(x, y), name, num_samples, jax.random.key(0)
+        of.model, of.variables(scale, shift), of.batch_of(x, y), name, num_samples, jax.random.key(0)
     )
+
+
+@functools.cache
+def replicates(name, num_samples, scale, shift=0.0, repeats=1000, of=lg.DEFAULT):
+    """Independent estimates of log p(y|x) of one example, and the truth: under other indices it is another one."""
+    x, y = of.data(1)
+    found = estimate(name, num_samples, scale, shift, np.repeat(x, repeats, 0), np.repeat(y, repeats, 0), of)
+    truth = of.elbo(x, y, of.proposal(x, y, scale, shift)) if name == "elbo" else of.log_p_y(x, y)
+    return found, truth
 
 
 # The summaries, by hand.
@@ -29,21 +53,39 @@ def test_log_mean_exp(offset):
     np.testing.assert_allclose(found.value - offset, np.log(weights.mean(0)), atol=1e-9)
     np.testing.assert_allclose(found.error, np.sqrt(weights.var(0, ddof=1) / 50) / weights.mean(0), rtol=1e-8)
     np.testing.assert_allclose(found.ess, weights.sum(0) ** 2 / (weights**2).sum(0), rtol=1e-8)
+    np.testing.assert_allclose(found.k_hat, pareto_k(log_weights), rtol=1e-6)
 
 
-def test_log_mean_exp_of_equal_and_of_degenerate_weights():
-    equal, degenerate = np.full(10, -1e5), np.array([0.0, *[-1e5] * 9])
-    found = log_mean_exp(np.stack([equal, degenerate], 1))
-    np.testing.assert_allclose(found.value, [-1e5, -np.log(10)])
-    np.testing.assert_allclose(found.error, [0, 1])
-    np.testing.assert_allclose(found.ess, [10, 1])
+@pytest.mark.parametrize("summarise", [log_mean_exp, jackknife])
+def test_equal_and_degenerate_weights(summarise):
+    equal, degenerate, less = np.full(50, -1e5), np.array([0.0, *[-1e5] * 49]), np.array([0.0, *[-60.0] * 49])
+    found = summarise(np.stack([equal, degenerate, less], 1))
+    # The jackknife's correction, infinite in the limit, stops at the largest weight.
+    best = [-1e5, 0, 0] if summarise is jackknife else [-1e5, -np.log(50), -np.log(50)]
+    np.testing.assert_allclose(found.value, best, atol=1e-12)
+    np.testing.assert_allclose(found.error, [0, 1, 1])
+    np.testing.assert_allclose(found.ess, [50, 1, 1])
+    np.testing.assert_array_equal(found.k_hat, [np.nan, np.inf, np.inf])
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 30])
+def test_jackknife_leaves_out_every_sample(num_samples):
+    log_weights = np.random.default_rng(0).normal(size=(num_samples, 4))
+    weights = np.exp(log_weights)
+    left_out = [np.log(np.delete(weights, sample, 0).mean(0)) for sample in range(num_samples)]
+    found, plain = jackknife(log_weights - 700), log_mean_exp(log_weights - 700)
+    wanted = num_samples * np.log(weights.mean(0)) - (num_samples - 1) * np.mean(left_out, 0)
+    np.testing.assert_allclose(found.value + 700, np.minimum(wanted, log_weights.max(0)), atol=1e-10)
+    for name in ("error", "ess", "k_hat"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
 
 
 def test_summaries_are_float64_whatever_they_are_given():
     # In float32 the sum of so many would be off by more than the tolerance.
     scores = np.random.default_rng(0).normal(-100, 0.01, size=(100_000, 1)).astype(np.float32)
     exact = scores.astype(np.float64)
-    for summarise, wanted in ((plain_mean, exact.mean()), (log_mean_exp, np.log(np.exp(exact + 100).mean()) - 100)):
+    log_mean = np.log(np.exp(exact + 100).mean()) - 100
+    for summarise, wanted in ((plain_mean, exact.mean()), (log_mean_exp, log_mean), (jackknife, log_mean + 5e-10)):
         found = summarise(scores)
         assert {array.dtype for array in found} == {np.dtype(np.float64)}
         np.testing.assert_allclose(found.value, wanted, rtol=1e-12)
@@ -55,6 +97,7 @@ def test_plain_mean():
     np.testing.assert_allclose(found.value, scores.sum(0) / 50)
     np.testing.assert_allclose(found.error, np.sqrt(((scores - scores.mean(0)) ** 2).sum(0) / 49 / 50))
     np.testing.assert_array_equal(found.ess, 50)
+    assert np.isnan(found.k_hat).all()
 
 
 @pytest.mark.parametrize("summarise", [log_mean_exp, plain_mean])
@@ -65,16 +108,54 @@ def test_one_sample_has_no_error(summarise):
     np.testing.assert_array_equal(found.ess, 1)
 
 
+@pytest.mark.parametrize("summarise", [log_mean_exp, jackknife, plain_mean])
+def test_factors_are_summarised_one_by_one(summarise):
+    scores = np.random.default_rng(0).normal(size=(300, 2, 3, 4)) * np.arange(1, 5)
+    scores[:, 1, 0, 0] = 0  # equal weights: no tail to fit
+    found = summarise(scores)
+    each = [summarise(scores[:, :, i, j]) for i in range(3) for j in range(4)]
+    value, error, ess, k_hat = (np.stack(parts) for parts in zip(*each, strict=True))
+    np.testing.assert_allclose(found.value, value.sum(0))
+    np.testing.assert_allclose(found.error, np.sqrt((error**2).sum(0)))
+    np.testing.assert_array_equal(found.ess, ess.min(0))
+    np.testing.assert_array_equal(found.k_hat, np.nan if summarise is plain_mean else np.nanmax(k_hat, 0))
+
+
+@pytest.mark.parametrize(
+    ("summarise", "bad", "refused"),
+    [
+        (log_mean_exp, [np.nan, 0, 0], True),
+        (log_mean_exp, [np.inf, 0, 0], True),
+        (log_mean_exp, [-np.inf, -np.inf, -np.inf], True),
+        (log_mean_exp, [-np.inf, -np.inf, 0], False),
+        (jackknife, [np.nan, 0, 0], True),
+        (jackknife, [-np.inf, 0, 0], False),
+        (plain_mean, [np.nan, 0, 0], True),
+        (plain_mean, [-np.inf, 0, 0], True),
+    ],
+)
+@pytest.mark.parametrize("factors", [(), (2,)])
+def test_numbers_that_are_not_finite_are_refused(summarise, bad, refused, factors):
+    numbers = np.random.default_rng(0).normal(size=(3, 5, *factors))
+    for example in (2, 4):
+        numbers[(slice(None), example, *(1 for _ in factors))] = bad
+    if refused:
+        with pytest.raises(UserError, match="2 of 5 examples, first at position 2"):
+            summarise(numbers)
+    else:
+        assert np.isfinite(summarise(numbers).value).all()
+
+
 def test_mean_over_examples():
-    found = mean_over_examples(Estimate(np.array([1.0, 2.0, 6.0]), np.array([0.3, 0.4, 1.2]), np.ones(3)))
+    found = mean_over_examples(Estimate(np.array([1.0, 2.0, 6.0]), np.array([0.3, 0.4, 1.2]), np.ones(3), np.ones(3)))
     assert found == pytest.approx((3.0, 1.3 / 3, np.sqrt(7 / 3)))
 
 
 def test_differences_are_paired():
     rng = np.random.default_rng(0)
     common, difference = rng.normal(-100, 20, 400), rng.normal(1, 0.5, 400)
-    a = Estimate(common + difference, np.full(400, 0.3), np.full(400, 9.0))
-    b = Estimate(common, np.full(400, 0.4), np.full(400, 5.0))
+    a = Estimate(common + difference, np.full(400, 0.3), np.full(400, 9.0), np.full(400, np.nan))
+    b = Estimate(common, np.full(400, 0.4), np.full(400, 5.0), np.full(400, 0.2))
     found = paired_difference(a, b)
     assert found.value == pytest.approx(difference.mean())
     assert found.standard_error == pytest.approx(difference.std(ddof=1) / 20)
@@ -83,14 +164,68 @@ def test_differences_are_paired():
     assert found.standard_error < unpaired / 20
 
 
+# k̂, and what it says.
+
+
+@pytest.mark.parametrize("k", [-1.0, 0.0, 0.2, 0.5, 0.7, 1.0])
+def test_pareto_k_of_generalised_pareto_weights(k):
+    u = np.random.default_rng(0).uniform(size=(5000, 300))
+    weights = -np.log(u) if k == 0 else (u**-k - 1) / k
+    tail = 212
+    prior = 10 / (tail + 10) * (0.5 - k)  # the fit is drawn towards 1/2 as by 10 more draws
+    found = pareto_k(np.log(weights) - 300)
+    assert found.shape == (300,)
+    np.testing.assert_allclose(found.mean(), k + prior, atol=0.03)
+    np.testing.assert_allclose(found.std(), (1 + k) / np.sqrt(tail) if k > 0 else 0.07, rtol=0.4)
+
+
+def test_pareto_k_where_there_is_no_tail_to_fit():
+    rng = np.random.default_rng(0)
+    rounding = rng.choice([-90.00001, -90.0, -89.99999], 1000)
+    saturated = np.where(rng.uniform(size=1000) < 0.3, 0.0, -rng.uniform(1, 50, 1000))
+    underflowing = rng.normal(0, 1000, 1000)
+    np.testing.assert_array_equal(pareto_k(np.stack([rounding, saturated, underflowing], 1)), [np.nan, np.nan, np.inf])
+    wider = [pareto_k(spread * rng.normal(size=(1000, 20))).min() for spread in (10, 30, 100, 300, 1000)]
+    assert wider == sorted(wider) and wider[0] > 2
+    few = rng.normal(size=(25, 4))
+    assert np.isfinite(pareto_k(few)).all()
+    np.testing.assert_array_equal(pareto_k(few[:24]), np.inf)
+
+
+def test_what_cannot_be_believed():
+    k_hat = np.array([np.nan, -0.3, 0.45, 0.51, 0.69, 0.71, np.inf])
+    found = Estimate(np.zeros(7), np.ones(7), np.ones(7), k_hat)
+    for num_samples, errors, values in ((5000, 4, 2), (400, 4, 3), (100, 4, 4), (50, 5, 5), (10, 5, 5), (1, 5, 5)):
+        # Those of the greatest k̂.
+        doubted = unreliable(found, num_samples)
+        np.testing.assert_array_equal(doubted.error, np.arange(7) >= 7 - errors)
+        np.testing.assert_array_equal(doubted.value, np.arange(7) >= 7 - values)
+
+
+def test_cautions():
+    def about(num_samples, *k_hat):
+        return cautions(Estimate(*np.zeros((3, len(k_hat))), np.array(k_hat)), num_samples)
+
+    assert about(5000, 0.3, np.nan) == []
+    values, errors = about(5000, 0.3, 0.6, 0.8, 0.65, 2.0, np.inf)
+    assert values.startswith("k-hat above 0.70 for 3 of 6 examples: neither their values nor their errors")
+    assert errors.startswith("k-hat above 0.50 for 2 of 6 examples: their Monte Carlo errors")
+    (values,) = about(50, 0.3, 0.45)
+    assert values.startswith("k-hat above 0.41 for 1 of 2 examples")
+    (few,) = about(10, np.inf, np.inf)
+    assert few.startswith("10 samples are too few")
+
+
 # The estimators, against the linear-Gaussian model.
 
 
-def test_importance_sampling_from_the_exact_posterior():
-    found = estimate("is", 2000)
+@pytest.mark.parametrize("name", ["is", "jackknife"])
+def test_importance_sampling_from_the_exact_posterior(name):
+    found = estimate(name, 2000)
     np.testing.assert_allclose(found.value, lg.log_p_y(X_, Y_), rtol=0, atol=1e-5)
     np.testing.assert_allclose(found.ess, 2000, rtol=1e-6)
     assert (found.error < 1e-6).all()
+    assert np.isnan(found.k_hat).all()
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.2, 0.0), (2.0, 0.0), (1.2, 0.5)])
@@ -99,20 +234,33 @@ def test_importance_sampling_from_a_wide_proposal(scale, shift):
     missed = np.abs(found.value - lg.log_p_y(X_, Y_))
     assert (missed < SIGMAS * found.error).all() and missed.max() < 0.1
     np.testing.assert_allclose(found.ess / 10_000, lg.relative_ess(scale, shift), rtol=0.1)
+    assert not unreliable(found, 10_000).error.any()
 
 
-def test_importance_sampling_from_a_narrow_proposal():
-    # The weights' variance is infinite below √½ = 0.707: the estimate errs, and its ESS says so.
-    adequate, narrow, narrower = (estimate("is", 10_000, scale).ess / 10_000 for scale in (1.2, 0.7, 0.5))
-    assert adequate.min() > 0.7
-    assert narrow.max() < 0.5
-    assert narrower.max() < 0.05
-    bias = estimate("is", 10_000, 0.7).value - lg.log_p_y(X_, Y_)
-    assert np.abs(bias).max() < 0.5
+def test_narrow_proposals_are_flagged():
+    # The tail of the weights has shape 1 - scale²: of infinite variance below √½ = 0.707.
+    flags = {scale: unreliable(replicates("is", 5000, scale, repeats=100)[0], 5000) for scale in (0.5, 0.7, 1.2, 2.0)}
+    shares = {scale: (flag.error.mean(), flag.value.mean()) for scale, flag in flags.items()}
+    assert shares[0.5][0] == 1 and shares[0.5][1] > 0.7
+    assert shares[0.7][0] > 0.6 and shares[0.7][1] < 0.25
+    assert shares[1.2] == shares[2.0] == (0, 0)
+    found, truth = replicates("is", 5000, 0.5, repeats=100)
+    assert (np.abs(found.value - truth) < 1.96 * found.error).mean() < 0.8  # rightly so: the errors are wrong
 
 
-def test_monte_carlo():
-    found = estimate("mc", 10_000)
+def test_the_defensive_mixture_mends_a_narrow_proposal():
+    found, truth = replicates("defensive", 5000, 0.5, repeats=100)
+    narrow, _ = replicates("is", 5000, 0.5, repeats=100)
+    assert np.abs(narrow.value - truth).max() > 0.5
+    assert np.abs(found.value - truth).max() < 0.25
+    assert np.abs(found.value.mean() - truth) < 0.02 < 0.05 < np.abs(narrow.value.mean() - truth)
+    assert (np.abs(found.value - truth) < 1.96 * found.error).mean() > 0.9
+    assert unreliable(found, 5000).value.mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ["mc", "jackknife", "defensive"])
+def test_estimates(name):
+    found = estimate(name, 10_000, 1.3, 0.2)
     missed = np.abs(found.value - lg.log_p_y(X_, Y_))
     assert (missed < SIGMAS * found.error).all() and missed.max() < 0.2
 
@@ -122,64 +270,181 @@ def test_elbo(scale, shift):
     found = estimate("elbo", 10_000, scale, shift)
     missed = np.abs(found.value - lg.elbo(X_, Y_, lg.proposal(X_, Y_, scale, shift)))
     assert (missed < SIGMAS * found.error).all() and missed.max() < 0.2
+    assert cautions(found, 10_000) == []
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_reported_errors_cover_the_truth(name):
-    # Under other indices the same example is an independent replicate.
-    repeats = 1000
-    found = estimate(name, 1000, 1.2, 0.3, np.repeat(X_[:1], repeats, 0), np.repeat(Y_[:1], repeats, 0))
-    truth = lg.log_p_y(X_[:1], Y_[:1])
-    if name == "elbo":
-        truth = lg.elbo(X_[:1], Y_[:1], lg.proposal(X_[:1], Y_[:1], 1.2, 0.3))
+    found, truth = replicates(name, 1000, 1.2, 0.3)
     z = (found.value - truth) / found.error
-    assert abs((np.abs(z) < 1.96).mean() - 0.95) < SIGMAS * np.sqrt(0.95 * 0.05 / repeats)
-    assert abs((z**2).mean() - 1) < SIGMAS * np.sqrt(2 / repeats)
+    assert 0.93 < (np.abs(z) < 1.96).mean() < 0.97
+    assert abs((z**2).mean() - 1) < SIGMAS * np.sqrt(2 / 1000)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 20])
+@pytest.mark.parametrize("name", ["mc", "is", "defensive"])
+def test_the_mean_weight_is_unbiased_however_few_the_samples(name, num_samples):
+    repeats = 20_000
+    found, truth = replicates(name, num_samples, 1.2, 0.8, repeats)
+    ratio = np.exp(found.value - truth)
+    assert abs(ratio.mean() - 1) < SIGMAS * ratio.std() / np.sqrt(repeats)
+    assert ratio.std() / np.sqrt(repeats) < 0.05
+
+
+@pytest.mark.parametrize("num_samples", [10, 20, 50])
+def test_the_jackknife_removes_the_bias(num_samples):
+    x, y = (np.repeat(one, 200, 0) for one in lg.data(1))
+    of_q = ESTIMATORS["jackknife"]
+    log_weights = inference.scores(
+        lg.MODEL, lg.variables(1.5, 0.5), lg.batch_of(x, y), of_q.proposal, of_q.score, 1000, jax.random.key(0)
+    )
+    repeats = log_weights.reshape(-1, num_samples, 200).swapaxes(0, 1).reshape(num_samples, -1)
+    truth = lg.log_p_y(x[:1], y[:1])
+    plain, mended = (summarise(repeats).value - truth for summarise in (log_mean_exp, jackknife))
+    assert plain.mean() < -0.7 / num_samples
+    assert abs(mended.mean()) < 0.12 * abs(plain.mean()) + 3 * mended.std() / np.sqrt(mended.size)
+    assert mended.std() < plain.std()
+
+
+# The defensive mixture.
+
+
+def of_mixture(of, score, num_samples, scale, shift, count=4):
+    return inference.scores(
+        of.model,
+        of.variables(scale, shift),
+        of.batch_of(*of.data(count)),
+        "defensive",
+        score,
+        num_samples,
+        jax.random.key(0),
+    )
+
+
+@pytest.mark.parametrize("of", [lg.DEFAULT, FACTORED], ids=["plain", "factored"])
+def test_defensive_weights_are_bounded(of):
+    how = ESTIMATORS["defensive"]
+    log_weights, log_p_y, by_q = of_mixture(
+        of, lambda draw: (how.score(draw), draw.log_p_y, ESTIMATORS["is"].score(draw)), 2000, 0.5, 0.5
+    )
+    for excess, bound in ((log_weights - log_p_y, -np.log(PRIOR_SHARE)), (log_weights - by_q, -np.log1p(-PRIOR_SHARE))):
+        assert 0.8 * bound < excess.max() < bound + 1e-4
+
+
+def test_a_coin_for_every_factor_and_sample():
+    # q so narrow and far away that no draw of the prior is taken for one of its own.
+    from_prior = of_mixture(FACTORED, lambda draw: draw.log_q_z < draw.log_p_z - 100, 2000, 0.01, 30.0)
+    assert from_prior.shape == (2000, 4, 6)
+    np.testing.assert_allclose(from_prior.mean(), PRIOR_SHARE, atol=0.003)
+    pairs = np.einsum("sbf,sbg->fg", from_prior.astype(float), from_prior) / from_prior[..., 0].size
+    np.testing.assert_allclose(pairs[~np.eye(6, dtype=bool)], PRIOR_SHARE**2, atol=0.008)
+
+
+# Factors.
+
+
+@pytest.mark.parametrize("name", ["elbo", "is", "defensive"])
+def test_factors_against_the_truth(name):
+    found, truth = replicates(name, 400, 1.3, 0.2, of=FACTORED)
+    z = (found.value - truth) / found.error
+    assert 0.93 < (np.abs(z) < 1.96).mean() < 0.97
+    assert found.value.shape == (1000,)
+
+
+def test_factors_need_few_samples_where_the_joint_estimate_needs_many():
+    of = lg.LinearGaussian(x_size=3, z_size=100, y_size=100, factored=True)
+    x, y = of.data(6)
+    truth, num_samples = of.log_p_y(x, y), 200
+    factored = estimate("mc", num_samples, 1.0, 0.0, x, y, of)
+    assert np.abs(factored.value - truth).max() < SIGMAS * factored.error.max() < 5
+    joint = log_mean_exp(scores(of, "mc", num_samples=num_samples).sum(-1))
+    assert (joint.value - truth).max() < -10
+    assert unreliable(joint, num_samples).value.all()
 
 
 # Scores depend on (key, index of the example, number of the sample) alone.
 
 
-def scores(batch, num_samples=40, draws_per_call=2000):
-    how, key = ESTIMATORS["is"], jax.random.key(0)
+CASES = pytest.mark.parametrize(
+    ("of", "name"), [(lg.DEFAULT, "is"), (lg.DEFAULT, "defensive"), (FACTORED, "defensive")]
+)
+
+
+def scores(of, name, batch=None, num_samples=40, draws_per_call=2000, seed=0):
+    how = ESTIMATORS[name]
+    batch = of.batch_of(*of.data(6)) if batch is None else batch
     return inference.scores(
-        lg.MODEL, lg.variables(1.2), batch, how.proposal, how.score, num_samples, key, draws_per_call
+        of.model, of.variables(1.2), batch, how.proposal, how.score, num_samples, jax.random.key(seed), draws_per_call
     )
 
 
-@pytest.mark.parametrize("draws_per_call", [1, 7, 100])
-def test_scores_do_not_depend_on_draws_per_call(draws_per_call):
-    batch = lg.batch_of(X_, Y_)
-    np.testing.assert_allclose(scores(batch, draws_per_call=draws_per_call), scores(batch), rtol=0, atol=1e-5)
+@CASES
+@pytest.mark.parametrize("draws_per_call", [1, 100])
+def test_scores_do_not_depend_on_draws_per_call(of, name, draws_per_call):
+    found = scores(of, name, draws_per_call=draws_per_call)
+    assert found.shape == (40, 6, *[6] * of.factored)
+    np.testing.assert_allclose(found, scores(of, name), rtol=0, atol=1e-5)
 
 
-def test_scores_do_not_depend_on_the_batch():
-    batch = lg.batch_of(X_, Y_)
+@CASES
+def test_scores_do_not_depend_on_the_batch(of, name):
+    batch = of.batch_of(*of.data(6))
     rows = jnp.array([4, 0])
     some = jax.tree.map(lambda leaf: leaf[rows], batch)
-    np.testing.assert_allclose(scores(some), scores(batch)[:, [4, 0]], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(scores(of, name, some), scores(of, name)[:, [4, 0]], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("draws_per_call", [7, 2000])
-def test_fewer_samples_are_the_first_of_more(draws_per_call):
-    batch = lg.batch_of(X_, Y_)
-    fewer = scores(batch, 13, draws_per_call)
-    assert fewer.shape == (13, 6)
-    np.testing.assert_allclose(fewer, scores(batch, 40, draws_per_call)[:13], rtol=0, atol=1e-5)
+@CASES
+@pytest.mark.parametrize("draws_per_call", [18, 2000])
+def test_fewer_samples_are_the_first_of_more(of, name, draws_per_call):
+    fewer = scores(of, name, num_samples=13, draws_per_call=draws_per_call)
+    assert len(fewer) == 13
+    np.testing.assert_allclose(fewer, scores(of, name, draws_per_call=draws_per_call)[:13], rtol=0, atol=1e-5)
 
 
-def test_scores_differ_between_samples_examples_and_keys():
-    twins = lg.batch_of(np.repeat(X_[:1], 2, 0), np.repeat(Y_[:1], 2, 0))
-    found = scores(twins)
-    other = inference.scores(
-        lg.MODEL, lg.variables(1.2), twins, ESTIMATORS["is"].proposal, ESTIMATORS["is"].score, 40, jax.random.key(1)
-    )
-    assert len(np.unique(np.stack([found, other]))) == 2 * 2 * 40
+@CASES
+def test_scores_differ_between_samples_examples_factors_and_keys(of, name):
+    x, y = of.data(1)
+    twins = of.batch_of(np.repeat(x, 2, 0), np.repeat(y, 2, 0))
+    found = np.stack([scores(of, name, twins, seed=seed) for seed in (0, 1)])
+    assert len(np.unique(found)) > 0.99 * found.size  # of so many float32 numbers two may be equal
+
+
+# Errors.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("ais", 10), "estimator 'ais' .*elbo, mc, is"), (("is", 0), "num_samples=0")]
+    ("arguments", "message"),
+    [
+        (("hmc", 10), "estimator 'hmc' .*elbo, mc, is, jackknife, defensive"),
+        (("is", 0), "num_samples=0"),
+        (("jackknife", 1), "num_samples=1 must be at least 2"),
+    ],
 )
 def test_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         estimate(*arguments)
+
+
+@pytest.mark.parametrize("name", ["elbo", "is"])
+def test_an_example_that_is_not_finite_is_named(name):
+    y = Y_.copy()
+    y[3, 1] = np.nan
+    with pytest.raises(UserError, match="1 of 6 examples, first at position 3") as raised:
+        estimate(name, 10, y=y)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_model_without_a_recognition_network(name):
+    model = lg.MODEL._replace(encode=_encode_without_q)
+    arguments = (model, lg.variables(), lg.batch_of(X_, Y_), name, 10_000, jax.random.key(0))
+    if name == "mc":
+        np.testing.assert_allclose(inference.log_prob(*arguments).value, lg.log_p_y(X_, Y_), atol=0.2)
+    else:
+        with pytest.raises(UserError, match="has no recognition network; use mc"):
+            inference.log_prob(*arguments)
+
+
+def _encode_without_q(variables, batch, train=None):
+    return {**lg.MODEL.encode(variables, batch), "q": None}
