@@ -1,17 +1,25 @@
 """Measures trained models: a table of log p(y|x) with its errors, and a figure of samples.
 
 python eval.py --workdir=runs/q1 [--workdir=runs/q2 ...] [--estimator=elbo,mc,is] [--num_samples=100]
+python eval.py --workdir=runs/q1 --estimator=is,ais,bdmc --num_samples=5000 --num_examples=100
 """
+
+from typing import Any
 
 from absl import flags
 
-from cvae_jax import command_line, evaluation, parallel
+from cvae_jax import command_line, evaluation, inference, parallel
+from cvae_jax.annealing import Annealing
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; repeat the flag to compare runs.", required=True
 )
-ESTIMATOR = flags.DEFINE_list("estimator", ["elbo", "is"], "Any of elbo, mc, is.")
+ESTIMATOR = flags.DEFINE_list("estimator", ["elbo", "is"], f"Any of {', '.join(inference.ESTIMATOR_NAMES)}, bdmc.")
 NUM_SAMPLES = flags.DEFINE_list("num_samples", ["100"], "Samples for every example; several give a row each.")
+NUM_CHAINS = flags.DEFINE_integer("num_chains", 32, "Chains of ais and bdmc for every example.")
+AIS_STEPS = flags.DEFINE_integer("ais_steps", Annealing().num_steps, "Temperatures of ais and bdmc.")
+AIS_LEAPFROG = flags.DEFINE_integer("ais_leapfrog", Annealing().num_leapfrog, "Leapfrog steps at each of them.")
+AIS_START = flags.DEFINE_enum("ais_start", Annealing().start, ["recognition", "prior"], "Where they start.")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Split to measure.")
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 0, "The first so many examples of the split; 0: all.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the evaluation's random numbers.")
@@ -24,6 +32,7 @@ OUTPUT = flags.DEFINE_string(
 def main() -> None:
     """Measures."""
     parallel.use_every_core()
+    start: Any = AIS_START.value
     print(
         evaluation.evaluate(
             WORKDIR.value,
@@ -34,6 +43,8 @@ def main() -> None:
             seed=SEED.value,
             data_dir=DATA_DIR.value,
             output=OUTPUT.value,
+            num_chains=NUM_CHAINS.value,
+            settings=Annealing(start=start, num_steps=AIS_STEPS.value, num_leapfrog=AIS_LEAPFROG.value),
         )
     )
 

@@ -1,66 +1,48 @@
-"""Measures trained experiments on a split and lays the results out as a table."""
+"""Measures trained experiments on a split: tables of log p(y|x), what the latent code carries, figures of samples."""
 
 import json
-import math
+import logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
-from cvae_jax import data, experiment, inference, keys
+from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, objectives, tables
+from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import write_atomically
+from cvae_jax.diagnostics import LatentCode
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, Estimate, Mean, mean_over_examples, paired_difference
+from cvae_jax.estimators import Estimate, cautions
 from cvae_jax.experiment import Experiment
-from cvae_jax.model import Proposal, Stage
+from cvae_jax.model import Batch, Stage, Task, has_latents
+from cvae_jax.tables import Result
+
+LOGGER = logging.getLogger(__name__)
 
 EXAMPLES_PER_BATCH = 100
 
-
-class Result(NamedTuple):
-    """One cell of the table: log p(y|x) of one model by one estimator on one split."""
-
-    workdir: str
-    protocol: str  # what y was measured on: "grey targets, mnist test"
-    column: str
-    model: str  # "mnist_quadrants cvae"
-    estimator: str  # "exact" for a model without latent variables
-    num_samples: int
-    estimate: Estimate
+Cells = dict[tuple[str, int], Estimate]  # (estimator, number of samples) -> estimate
 
 
-def measure(
-    trained: Experiment,
-    stage: Stage,
-    arrays: dict[str, np.ndarray],
-    estimators: Sequence[str],
-    num_samples: Sequence[int],
-    seed: int,
-) -> dict[tuple[str, int], Estimate]:
-    """Estimates log p(y|x) of every example in `arrays`.
+class Measured(NamedTuple):
+    """What was found of one model on one split."""
 
-    The fewer samples of a list are the first of the more. Binarised targets and samples depend on (seed, index
-    of the example, number of the sample) alone, so every model is measured on the same y, and results depend
-    neither on the size of a batch nor on the number of devices.
+    cells: Cells
+    simulated: Cells  # on y drawn from the model itself, with the bounds of bidirectional Monte Carlo; {} without
+    code: LatentCode | None  # None without a trained recognition network
 
-    Returns:
-      (estimator, number of samples) -> Estimate; ("exact", 1) for a model without latent variables.
+
+def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tuple[Batch, int]]:
+    """Batches of all examples, each with the number of its valid rows.
+
+    Binarised targets depend on (seed, index of the example) alone, so every model is measured on the same y.
     """
-    task = trained.task
-    model, variables = trained.model(stage.name)
-    num_samples = list(dict.fromkeys(num_samples))
-    count = data.num_examples(arrays)
-    found: dict[tuple[str, int], list[Estimate]] = {}
-    # Estimators with one proposal share its draws.
-    scored: dict[Proposal, Any] = {}
-    for proposal in dict.fromkeys(ESTIMATORS[name].proposal for name in estimators):
-        names = [name for name in estimators if ESTIMATORS[name].proposal == proposal]
-        scored[proposal] = lambda draw, names=names: {name: ESTIMATORS[name].score(draw) for name in names}
-    devices = jax.device_count()
+    count, devices = data.num_examples(arrays), jax.device_count()
     size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
     for start in range(0, count, size):
         # The last batch is filled up with its last example, so that every batch has one shape.
@@ -69,22 +51,66 @@ def measure(
         raw = {name: jnp.asarray(arrays[name][rows]) for name in task.raw}
         index = jnp.asarray(rows, jnp.int32)
         targets = keys.per_example(keys.stream(seed, "targets"), index)
-        batch = task.batch(raw, index, (jnp.arange(len(index)) < valid).astype(jnp.float32), targets, False)
-        if not inference.has_latents(model, variables, batch):
-            exact = inference.log_prob(model, variables, batch, "elbo", 1, keys.stream(seed, "unused")).value[:valid]
-            found.setdefault(("exact", 1), []).append(Estimate(exact, np.zeros(valid), np.ones(valid)))
+        yield task.batch(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
+
+
+def _joined(parts: Sequence[tuple[Any, int]]) -> Any:
+    """Leaves [batch, ...] of many batches as one, their invalid rows cut."""
+    return jax.tree.map(
+        lambda *leaves: np.concatenate([leaf[:valid] for leaf, (_, valid) in zip(leaves, parts, strict=True)]),
+        *(part for part, _ in parts),
+    )
+
+
+def measure(
+    trained: Experiment,
+    stage: Stage,
+    arrays: dict[str, np.ndarray],
+    wanted: Sequence[tuple[str, int]],
+    seed: int,
+    settings: Annealing = Annealing(),
+    simulate: int = 0,
+) -> Measured:
+    """Estimates log p(y|x) of every example in `arrays`.
+
+    The fewer samples of a list are the first of the more. Samples depend on (seed, index of the example, number of
+    the sample) alone, so results depend neither on the size of a batch nor on the number of devices.
+
+    Args:
+      trained: the models of one seed.
+      stage: whose model is measured.
+      arrays: raw, of one split.
+      wanted: estimators with their numbers of samples, see `inference.log_probs`; those that draw from a recognition
+        network are left out where it was not trained. A model without latent variables has ("exact", 1) alone.
+      seed: of the evaluation's random numbers, nothing to do with that of training.
+      settings: of annealed importance sampling.
+      simulate: chains of bidirectional Monte Carlo for every example; 0: none.
+    """
+    task, objective = trained.task, stage.settings.objective
+    model, variables = trained.model(stage.name)
+    key = keys.stream(seed, "evaluation")
+    found: list[tuple[Any, int]] = []
+    total = -(-data.num_examples(arrays) // EXAMPLES_PER_BATCH)
+    bar = tqdm(batches(task, arrays, seed), total=total, desc=f"{stage.name}, seed {trained.seed}", disable=None)
+    for number, (batch, valid) in enumerate(bar):
+        if number == 0:
+            exact = objectives.predicts_from(objective) == "prior_mean" or not has_latents(model, variables, batch)
+            has_q = not exact and objectives.trains_recognition(objective)
+            usable = [one for one in wanted if has_q or not inference.draws_from_recognition(one[0], settings)]
+            annealed = simulate and not exact and (has_q or settings.start == "prior")
+        if exact:
+            found.append((Measured({("exact", 1): inference.exact(model, variables, batch)}, {}, None), valid))
             continue
-        for proposal, score in scored.items():
-            key = keys.stream(seed, "evaluation")
-            values = inference.scores(model, variables, batch, proposal, score, max(num_samples), key)
-            for name, numbers in values.items():
-                for samples in num_samples:
-                    estimate = ESTIMATORS[name].summarise(numbers[:samples, :valid])
-                    found.setdefault((name, samples), []).append(estimate)
-    return {
-        cell: Estimate(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
-        for cell, batches in found.items()
-    }
+        cells = inference.log_probs(model, variables, batch, usable, key, settings)
+        code = diagnostics.latent_code(model, variables, batch, key) if has_q else None
+        simulated: Cells = {}
+        if annealed:
+            bidirectional = annealing.bdmc(model, variables, batch, simulate, key, settings)
+            lower, upper = annealing.bounds(bidirectional)
+            simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
+            simulated |= inference.log_probs(model, variables, bidirectional.batch, usable, key, settings)
+        found.append((Measured(cells, simulated, code), valid))
+    return _joined(found)
 
 
 def evaluate(
@@ -96,21 +122,26 @@ def evaluate(
     seed: int = 0,
     data_dir: str | None = None,
     output: str | None = None,
+    num_chains: int = 32,
+    settings: Annealing = Annealing(),
 ) -> str:
-    """Measures the experiments in `workdirs` and writes results.json, results.md and a figure for each.
+    """Measures the experiments in `workdirs`; writes results.json, examples.json, results.md and figures of each.
 
     Args:
       workdirs: folders of trained experiments; their tasks give the columns of the table.
-      estimators: keys of `estimators.ESTIMATORS`.
+      estimators: of `inference.ESTIMATOR_NAMES`, or "bdmc": on y drawn from each model itself, bounds of its
+        log p(y|x) by bidirectional Monte Carlo, with the other estimators beside them.
       num_samples: samples for every example; several give a row each.
       split: "train", "valid" or "test".
       num_examples: the first so many of the split; 0: all.
       seed: of the evaluation's random numbers, nothing to do with that of training.
       data_dir: overrides the config's data.dir.
       output: folder for what is written; default `<first workdir>/eval_<split>`.
+      num_chains: of "ais" and "bdmc", for every example.
+      settings: of "ais" and "bdmc".
 
     Returns:
-      The table, in Markdown.
+      The tables, in Markdown.
 
     Raises:
       UserError: for unknown estimators, counts below one, or workdirs and data that cannot be read.
@@ -119,10 +150,19 @@ def evaluate(
     if not estimators or not counts:
         raise UserError("name at least one estimator and one number of samples")
     for name in estimators:
-        if name not in ESTIMATORS:
-            raise UserError(f"estimator={name!r} is not known; choose from {', '.join(ESTIMATORS)}")
+        if name not in (*inference.ESTIMATOR_NAMES, "bdmc"):
+            known = ", ".join((*inference.ESTIMATOR_NAMES, "bdmc"))
+            raise UserError(f"estimator={name!r} is not known; choose from {known}")
     if num_examples < 0:
         raise UserError(f"num_examples={num_examples} must not be negative")
+    annealing.check(num_chains, settings)
+    wanted = [
+        (name, count)
+        for name in estimators
+        if name != "bdmc"
+        for count in ([num_chains] if name == "ais" else counts)
+    ]
+    simulate = num_chains if "bdmc" in estimators else 0
     folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()
     runs = [_open(workdir, split, data_dir) for workdir in workdirs]
     _check_comparable(runs)
@@ -131,56 +171,141 @@ def evaluate(
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
     results: list[Result] = []
+    simulated: list[Result] = []
+    codes: list[dict[str, Any]] = []
     for run in runs:
         arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
-        config, column = run.trained.config, run.trained.task.column
-        twins = [
-            other for other in runs if (other.trained.config.name, other.trained.task.column) == (config.name, column)
-        ]
-        label = config.name if len(twins) == 1 else f"{config.name} ({run.workdir})"
-        for stage in run.trained.stages:
-            cells = measure(run.trained, stage, arrays, estimators, counts, seed)
-            for (estimator, size), estimate in cells.items():
-                model = f"{label} {stage.name}"
-                results.append(Result(run.workdir, run.protocol, column, model, estimator, size, estimate))
+        first, label = run.trained[0], _label(run, runs)
         base = pathlib.Path(run.workdir).name
         if sum(pathlib.Path(other.workdir).name == base for other in runs) > 1:
             base = run.workdir.strip("./").replace("/", "_")
+        for stage in first.stages:
+            measured = [measure(one, stage, arrays, wanted, seed, settings, simulate) for one in run.trained]
+            identity = (run.workdir, run.protocol, first.task.column, f"{label} {stage.name}")
+            seeds = tuple(one.seed for one in run.trained)
+            _tell_left_out(identity[-1], wanted, measured[0].cells)
+            for (estimator, size), _ in measured[0].cells.items():
+                estimates = tuple(one.cells[estimator, size] for one in measured)
+                results.append(Result(*identity, estimator, size, seeds, estimates))
+                for line in cautions(tables.mean_over_seeds(estimates), size):
+                    LOGGER.warning("%s, %s, %s: %s", identity[-1], first.task.column, estimator, line)
+            for (estimator, size), _ in measured[0].simulated.items():
+                estimates = tuple(one.simulated[estimator, size] for one in measured)
+                simulated.append(Result(*identity, estimator, size, seeds, estimates))
+            for one, trained in zip(measured, run.trained, strict=True):
+                if one.code is not None:
+                    named = dict(zip(("workdir", "protocol", "column", "model"), identity, strict=True))
+                    codes.append({**named, "seed": trained.seed, **diagnostics.summary(one.code)})
+            if measured[0].code is not None:
+                title = f"{identity[-1]}, {first.task.column}: {split} split"
+                figures.latent_code(measured[0].code, folder / f"latents_{base}.png", title)
         picture = folder / f"samples_{base}.png"
-        experiment.draw_samples(run.trained, arrays, picture, f"{label}, {column}: {split} split")
-    text = table(results)
+        experiment.draw_samples(first, arrays, picture, f"{label}, {first.task.column}: {split} split")
+    text = _report(results, simulated, codes, settings)
     write_atomically(folder / "results.md", text)
-    rows = json.dumps([summary(one, results) for one in results], indent=1, allow_nan=False)
-    write_atomically(folder / "results.json", rows)
+    rows = {
+        "likelihoods": [tables.summary(one, results) for one in results],
+        "simulated": [tables.summary(one, simulated) for one in simulated],
+        "latent_code": tables.plain(codes),
+    }
+    write_atomically(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False))
+    of_examples = {
+        "likelihoods": [row for one in results for row in tables.examples(one)],
+        "simulated": [row for one in simulated for row in tables.examples(one)],
+    }
+    write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
     return text
+
+
+def _label(run: "Run", runs: Sequence["Run"]) -> str:
+    """The config's name, and the workdir where others of that name stand in the same column."""
+    name, column = run.trained[0].config.name, run.trained[0].task.column
+    twins = [one for one in runs if (one.trained[0].config.name, one.trained[0].task.column) == (name, column)]
+    return name if len(twins) == 1 else f"{name} ({run.workdir})"
+
+
+def _tell_left_out(model: str, wanted: Sequence[tuple[str, int]], cells: Cells) -> None:
+    """Says which estimators a model has no cell for, because its recognition network was not trained."""
+    names = dict.fromkeys(name for name, size in wanted if (name, size) not in cells)
+    if names and ("exact", 1) not in cells:
+        if not cells:
+            raise UserError(
+                f"{model} was trained without its recognition network, which {', '.join(names)} would draw from; add "
+                "--estimator=mc, or ais with --ais_start=prior"
+            )
+        LOGGER.warning("%s was trained without its recognition network: no %s", model, ", ".join(names))
+
+
+def _report(results: Sequence[Result], simulated: Sequence[Result], codes: Sequence[Any], settings: Annealing) -> str:
+    """The tables with what their figures mean, in Markdown."""
+    compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
+    protocols = "; ".join(sorted({result.protocol for result in results}))
+    counts = sorted({len(result.estimates[0].value) for result in results})
+    seeds = max(len(result.seeds) for result in results)
+    names = {result.estimator for result in (*results, *simulated)}
+    parts = [
+        tables.table(results),
+        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
+        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
+        "± is the standard error over examples"
+        + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
+        + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
+        "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
+        "says so (Pareto k̂ above the limit for so many samples).",
+        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
+        "way, less so with more samples; the jackknife takes most of that bias off.",
+        f"A gain is over {compared}, paired by example.",
+    ]
+    if names & {"ais", "bdmc, lower bound"}:
+        parts.append(
+            f"Annealing: chains (under samples) of {settings.num_steps} temperatures with {settings.num_leapfrog} "
+            f"leapfrog steps each, from {'q(z|x,y)' if settings.start == 'recognition' else 'p(z|x)'}."
+        )
+    if simulated:
+        parts += [
+            "## On y drawn from each model itself",
+            tables.table(simulated, gains=False),
+            "Bidirectional Monte Carlo: -log p(y|x) lies between minus the upper and minus the lower bound, up to "
+            "their MC errors. An estimator that stands between them is right here, on y that this model holds likely.",
+        ]
+    if codes:
+        lines = [["model", "column", "seed", "KL", "active units", "largest mismatch"]]
+        for code in codes:
+            active = f"{code['active_units']} of {code['units']}"
+            values = [f"{code['kl']:.2f}", active, f"{code['largest_mismatch']:.2f}"]
+            lines.append([code["model"], code["column"], str(code["seed"]), *values])
+        parts += [
+            "## Latent code",
+            "\n".join(tables.markdown(lines)),
+            f"KL(q || p) in nats, mean over examples, all units. A unit is active from {diagnostics.ACTIVE_KL} nats "
+            "on. Mismatch: the Kolmogorov-Smirnov distance between a unit's aggregate posterior and aggregate prior.",
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 class Run(NamedTuple):
     """A trained experiment beside the arrays it is to be measured on."""
 
     workdir: str
-    trained: Experiment
+    trained: list[Experiment]  # one a seed
     arrays: dict[str, np.ndarray]
     protocol: str
     fingerprint: str  # of the arrays
 
 
 def _open(workdir: str, split: str, data_dir: str | None) -> Run:
-    trained = experiment.load(workdir)
-    config, task = trained.config, trained.task
+    trained = experiment.load_seeds(workdir)
+    config, task = trained[0].config, trained[0].task
     if data_dir is not None:
         config.data.dir = data_dir
     try:
         arrays = data.load(config.data, task.raw)[split]
     except UserError as error:
         raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
-    return Run(
-        workdir,
-        trained,
-        arrays,
-        f"{task.protocol}, {config.data.source} {split}",
-        experiment.fingerprint(task, {split: arrays})[split],
-    )
+    fingerprint = experiment.fingerprint(task, {split: arrays})[split]
+    if experiment.read_fingerprint(workdir).get(split, fingerprint) != fingerprint:
+        LOGGER.warning("%s: the %s split is not the one that lay beside its training data", workdir, split)
+    return Run(workdir, trained, arrays, f"{task.protocol}, {config.data.source} {split}", fingerprint)
 
 
 def _check_comparable(runs: Sequence[Run]) -> None:
@@ -189,7 +314,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
         raise UserError("the same --workdir is named twice")
     first: dict[str, Run] = {}
     for run in runs:
-        other = first.setdefault(run.trained.task.column, run)
+        other = first.setdefault(run.trained[0].task.column, run)
         if (run.protocol, run.fingerprint) != (other.protocol, other.fingerprint):
             raise UserError(
                 f"{other.workdir} ({other.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
@@ -204,102 +329,3 @@ def _counts(num_samples: Sequence[int | str]) -> list[int]:
             raise UserError(f"num_samples={count} must be a whole number of at least 1")
         counts.append(int(count))
     return counts
-
-
-def references(results: Sequence[Result]) -> dict[str, Result]:
-    """Each column's first result, which the others are compared with: the baseline of the first workdir."""
-    first: dict[str, Result] = {}
-    for result in results:
-        first.setdefault(result.column, result)
-    return first
-
-
-def gain_of(result: Result, results: Sequence[Result]) -> Mean:
-    """What a result gains over its column's reference, paired by example, nats."""
-    return paired_difference(result.estimate, references(results)[result.column].estimate)
-
-
-def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """A result as numbers: negative log-likelihood in nats per example, its errors, and what it gains."""
-    mean = mean_over_examples(result.estimate)
-    reference = references(results)[result.column]
-    gain = gain_of(result, results)
-    row = {
-        **{name: getattr(result, name) for name in result._fields if name != "estimate"},
-        "num_examples": len(result.estimate.value),
-        "negative_log_likelihood": -mean.value,
-        "monte_carlo_error": mean.error,
-        "standard_error": mean.standard_error,
-        "effective_samples_median": float(np.median(result.estimate.ess)),
-        "effective_samples_min": float(result.estimate.ess.min()),
-        "reference": f"{reference.model}, {reference.estimator}",
-        "gain": gain.value,
-        "gain_standard_error": gain.standard_error,
-        "gain_monte_carlo_error": gain.error,
-    }
-    # JSON has no NaN: the error of a single sample or example is not known.
-    return {name: None if value != value else value for name, value in row.items()}
-
-
-def table(results: Sequence[Result]) -> str:
-    """Rows of models and estimators, columns of tasks, in Markdown."""
-    columns = sorted({result.column for result in results})
-    rows = list(dict.fromkeys((one.model, one.estimator, one.num_samples) for one in results))
-    cells = {(one.model, one.estimator, one.num_samples, one.column): one for one in results}
-    lines = [["model", "estimator", "samples", *columns]]
-    gains = []
-    for row in rows:
-        line, gain_line, gained = (
-            [*row[:2], f"{row[2]:,}"],
-            [f"gain of {row[0]}", *row[1:2], f"{row[2]:,}"],
-            False,
-        )
-        for column in columns:
-            result = cells.get((*row, column))
-            line.append("" if result is None else _cell(result))
-            if result is None or result is references(results)[column]:
-                gain_line.append("")
-                continue
-            gain_line.append(_with_error(gain_of(result, results)))
-            gained = True
-        lines.append(line)
-        if gained:
-            gains.append(gain_line)
-    compared = ", ".join(dict.fromkeys(result.model for result in references(results).values()))
-    protocols = "; ".join(sorted({result.protocol for result in results}))
-    counts = sorted({len(result.estimate.value) for result in results})
-    notes = [
-        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
-        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
-        "± is the standard error over examples, MC the Monte Carlo error of the mean, ESS the median effective "
-        "sample size: where it is a few, neither the figure nor its MC error can be believed.",
-        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
-        "way, less so with more samples.",
-        f"A gain is over {compared}, paired by example.",
-    ]
-    return "\n".join([*_markdown([*lines, *gains]), "", *notes]) + "\n"
-
-
-def _cell(result: Result) -> str:
-    mean = mean_over_examples(result.estimate)
-    text = _with_error(mean._replace(value=-mean.value))
-    if result.estimator in ("mc", "is"):
-        return f"{text}, ESS {np.median(result.estimate.ess):.0f}"
-    return text
-
-
-def _with_error(mean: Mean) -> str:
-    """The mean with its standard error, where there is one, and its Monte Carlo error, where it is not exact."""
-    spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.2f}"
-    return f"{mean.value:.2f} ± {spread}" + (
-        "" if mean.error == 0 or math.isnan(mean.error) else f", MC {mean.error:.2g}"
-    )
-
-
-def _markdown(lines: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table whose cells are padded, so that it reads in a terminal too."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]

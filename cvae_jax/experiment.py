@@ -16,11 +16,12 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from cvae_jax import data, figures, inference, keys, metrics, parallel, tasks, training
+from cvae_jax import data, figures, inference, keys, metrics, objectives, parallel, tasks, training
+from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import Checkpoints, write_atomically
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate
-from cvae_jax.model import Model, PyTree, Stage, Task, Variables
+from cvae_jax.model import Model, Proposal, PyTree, Stage, Task, Variables, has_latents
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,6 +48,14 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "task" not in config:
         raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it")
     return config
+
+
+def read_fingerprint(workdir: str) -> dict[str, str]:
+    """SHA-256 of every split's raw arrays beside which a run was trained; {} where that file is missing."""
+    try:
+        return json.loads((pathlib.Path(workdir).expanduser() / DATA_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def fingerprint(task: Task, splits: data.Splits) -> dict[str, str]:
@@ -120,8 +129,12 @@ def train(config: ConfigDict, workdir: str) -> None:
     splits = data.load(config.data, task.raw)
     for stage in task.stages:
         training.check_settings(stage, data.num_examples(splits["train"]))
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"seed={config.seed} must be between 0 and 2,147,483,647")
+    if config.num_seeds < 1:
+        raise UserError(f"num_seeds={config.num_seeds} must be at least 1")
+    if not 0 <= config.seed <= 2**31 - config.num_seeds:
+        raise UserError(f"seed={config.seed} must be between 0 and {2**31 - config.num_seeds:,}")
+    if config.seeds_by not in ("map", "vmap"):
+        raise UserError(f"seeds_by={config.seeds_by!r} is not known; choose map or vmap")
     with open_workdir(workdir, config, fingerprint(task, splits)) as path:
         frozen: Variables = {}
         for stage in task.stages:
@@ -131,11 +144,11 @@ def train(config: ConfigDict, workdir: str) -> None:
 def _train_stage(
     stage: Stage, frozen: Variables, task: Task, config: ConfigDict, splits: data.Splits, path: pathlib.Path
 ) -> Variables:
-    """Trains one stage and draws its figures; returns its best variables."""
+    """Trains one stage and draws its figures, of the first seed; returns its best variables, leaves [seeds, ...]."""
     folder = path / "figures"
 
     def draw(variables: Variables, name: str, title: str) -> None:
-        trained = Experiment(config, task, {**frozen, stage.name: variables})
+        trained = Experiment(config, task, config.seed, _of_seed({**frozen, stage.name: variables}, 0))
         draw_samples(trained, splits["valid"], folder / stage.name / f"{name}.png", f"{stage.name}, {title}")
 
     def after_epoch(epoch: int, state: training.State) -> None:
@@ -144,21 +157,32 @@ def _train_stage(
             figures.training_curves(metrics.read(path), folder / "training.png")
             draw(state.averaged, f"epoch_{epoch:04d}", f"epoch {epoch}")
 
-    state = training.fit(stage, frozen, task, splits, config.seed, path, after_epoch)
+    state = training.fit(stage, frozen, task, splits, seeds_of(config), config.seeds_by, path, after_epoch)
     figures.training_curves(metrics.read(path), folder / "training.png")
     if stage.settings.figure_every:
         draw(state.best, "best", "best weights")
         frames = sorted((folder / stage.name).glob("epoch_*.png"))
         figures.animate([*frames, folder / stage.name / "best.png"], folder / f"{stage.name}.gif")
-    LOGGER.info("%s: best validation loss %.3f", stage.name, float(state.best_loss))
+    losses = ", ".join(f"{loss:.3f}" for loss in state.best_loss.tolist())
+    LOGGER.info("%s: best validation loss %s", stage.name, losses)
     return jax.device_get(state.best)
 
 
+def seeds_of(config: ConfigDict) -> np.ndarray:
+    """The seeds of an experiment's independent models, int32 [num_seeds]."""
+    return np.arange(config.seed, config.seed + config.num_seeds, dtype=np.int32)
+
+
+def _of_seed(tree: PyTree, number: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
 class Experiment(NamedTuple):
-    """A trained experiment: its models with their best weights."""
+    """A trained experiment: the models of one seed with their best weights."""
 
     config: ConfigDict
     task: Task
+    seed: int
     best: dict[str, Variables]  # stage name -> best variables
 
     @property
@@ -200,23 +224,49 @@ class Experiment(NamedTuple):
         model, variables = self.model(stage)
         batch = self.task.observe(x)
         sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(num_samples))
-        return jax.jit(inference.sample, static_argnums=(0, 4))(model, variables, batch, sample_keys, noise)
+        return _sample(model, variables, batch, sample_keys, noise, self._predicts_from(stage))
+
+    def _settings(self, stage: str | None) -> Any:
+        """The settings of a stage's objective."""
+        return {one.name: one.settings for one in self.stages}[stage or self.stages[-1].name].objective
+
+    def _predicts_from(self, stage: str | None) -> Proposal:
+        return objectives.predicts_from(self._settings(stage))
 
     def log_prob(
-        self, x: Any, y: Any, num_samples: int, key: Array, estimator: str = "is", stage: str | None = None
+        self,
+        x: Any,
+        y: Any,
+        num_samples: int,
+        key: Array,
+        estimator: str = "is",
+        stage: str | None = None,
+        settings: Annealing = Annealing(),
     ) -> Estimate:
-        """Estimates log p(y|x) of every example in nats, with its Monte Carlo error and effective sample size.
+        """Estimates log p(y|x) of every example in nats, with its Monte Carlo error, effective sample size and k̂.
 
         Args:
           x: what the task observes.
           y: the outputs to score.
-          num_samples: for every example.
+          num_samples: for every example; with "ais" the number of chains.
           key: from `jax.random.key`.
-          estimator: "is", "mc" or "elbo", see `cvae_jax.estimators`.
+          estimator: any of `inference.ESTIMATOR_NAMES`; it makes no difference to a model without latent variables.
           stage: whose model; the last one's by default.
+          settings: of "ais".
         """
         model, variables = self.model(stage)
-        return inference.log_prob(model, variables, self.task.observe(x, y), estimator, num_samples, key)
+        batch, objective = self.task.observe(x, y), self._settings(stage)
+        if self._predicts_from(stage) == "prior_mean" or not has_latents(model, variables, batch):
+            return inference.exact(model, variables, batch)
+        if not objectives.trains_recognition(objective) and inference.draws_from_recognition(estimator, settings):
+            raise UserError(
+                f"estimator {estimator!r} draws from the recognition network, which {objective.name} does not train; "
+                'use "mc", or "ais" with Annealing(start="prior")'
+            )
+        return inference.log_prob(model, variables, batch, estimator, num_samples, key, settings)
+
+
+_sample = jax.jit(inference.sample, static_argnums=(0, 4, 5))
 
 
 def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:
@@ -229,20 +279,32 @@ def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pa
     shown = {}
     for stage in experiment.stages:
         model, variables = experiment.model(stage.name)
-        count = SAMPLES_SHOWN if inference.has_latents(model, variables, batch) else 1
+        proposal = objectives.predicts_from(stage.settings.objective)
+        count = SAMPLES_SHOWN if proposal == "prior" and has_latents(model, variables, batch) else 1
         sample_keys = keys.per_sample(keys.per_example(keys.stream(0, "figure"), index), jnp.arange(count))
-        shown[stage.name] = jax.jit(inference.sample, static_argnums=(0, 4))(
-            model, variables, batch, sample_keys, False
-        )
+        shown[stage.name] = _sample(model, variables, batch, sample_keys, False, proposal)
     figures.image_grid(task.panels(batch, shown), path, title)
 
 
-def load(workdir: str) -> Experiment:
+def load(workdir: str, seed: int | None = None) -> Experiment:
     """Loads what `train` left in `workdir`: the best weights of every stage that has a checkpoint.
 
+    Args:
+      workdir: of a run.
+      seed: which of the independent models, when the run has several; the first by default.
+
     Raises:
-      UserError: when there is no run, or no valid checkpoint of its first stage.
+      UserError: when there is no run, no such seed, or no valid checkpoint of its first stage.
     """
+    trained = {one.seed: one for one in load_seeds(workdir)}
+    first = next(iter(trained))
+    if seed is not None and seed not in trained:
+        raise UserError(f"seed={seed} is not trained in {workdir}; there are {', '.join(map(str, trained))}")
+    return trained[first if seed is None else seed]
+
+
+def load_seeds(workdir: str) -> list[Experiment]:
+    """Loads the models of every seed, as `load` does one's."""
     path = pathlib.Path(workdir).expanduser()
     config = ConfigDict(read_config(path))
     task = tasks.make_task(config)
@@ -250,14 +312,15 @@ def load(workdir: str) -> Experiment:
     best: dict[str, Variables] = {}
     for stage in task.stages:
         checkpoints = Checkpoints(path / "checkpoints" / stage.name)
-        state = checkpoints.restore_newest(training.abstract_state(stage, task, mesh))
+        state = checkpoints.restore_newest(training.abstract_state(stage, task, mesh, config.num_seeds))
         if state is None:
             LOGGER.warning("%s: %s has no checkpoint yet, and is left out", path, stage.name)
             break
         best[stage.name] = state.best
-        rows = [row for row in metrics.read(path) if row["stage"] == stage.name and row["step"] == int(state.step)]
-        if not rows or not training.finished(stage.settings, rows[0]["epoch"], int(state.bad_epochs)):
+        step = int(state.step[0])
+        rows = [row for row in metrics.read(path) if row["stage"] == stage.name and row["step"] == step]
+        if not rows or not training.finished(stage.settings, rows[0]["epoch"], state.bad_epochs):
             LOGGER.warning("%s: %s has not finished training; its best weights so far are used", path, stage.name)
     if not best:
         raise UserError(f"workdir {path} holds no checkpoint yet; train there first")
-    return Experiment(config, task, best)
+    return [Experiment(config, task, int(seed), _of_seed(best, number)) for number, seed in enumerate(seeds_of(config))]

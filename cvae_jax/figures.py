@@ -1,4 +1,4 @@
-"""Figures: rows of images, training curves, and the animation of learning."""
+"""Figures: rows of images, training curves, the animation of learning, and the latent code."""
 
 import pathlib
 from typing import Any
@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+
+from cvae_jax.diagnostics import ACTIVE_KL, LatentCode, active_units
 
 GREY = matplotlib.colormaps["gray"].with_extremes(bad="#7799bb")
 
@@ -59,7 +61,7 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         for panel in line:
             panel.axis("off")
         of_stage = [row for row in rows if row["stage"] == stage]
-        epochs = [row["epoch"] for row in of_stage]
+        seeds = list(dict.fromkeys(row["seed"] for row in of_stage))
         for panel, term in zip(line, terms[stage], strict=False):
             panel.axis("on")
             panel.set_title(f"{stage}: {term}", fontsize=9)
@@ -67,9 +69,14 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             panel.set_ylabel("nats per example", fontsize=8)
             panel.tick_params(labelsize=7)
             for split, style in (("train", "-"), ("valid", "--")):
-                values = [row.get(f"{split}/{term}") for row in of_stage]
-                if values[0] is not None:
-                    panel.plot(epochs, values, style, label=split)
+                if f"{split}/{term}" not in of_stage[0]:
+                    continue
+                for number, seed in enumerate(seeds):
+                    own = [row for row in of_stage if row["seed"] == seed]
+                    epochs, values = [row["epoch"] for row in own], [row[f"{split}/{term}"] for row in own]
+                    many = len(seeds) > 1
+                    colour = f"C{number if many else int(split == 'valid')}"
+                    panel.plot(epochs, values, style, color=colour, label=split + f", seed {seed}" * many)
             panel.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -79,3 +86,38 @@ def _terms(rows: list[dict[str, Any]]) -> list[str]:
     """The names of a stage's terms, the loss first."""
     names = {name.split("/", 1)[1] for row in rows for name in row if "/" in name}
     return sorted(names, key=lambda name: (name != "loss", name))
+
+
+UNITS_SHOWN = 8
+
+
+def latent_code(code: LatentCode, path: pathlib.Path, title: str) -> None:
+    """Saves the KL of every latent unit, largest first, and aggregate posterior against prior of the first few."""
+    kl = code.kl.mean(0)
+    order = np.argsort(-kl)
+    shown = order[:UNITS_SHOWN]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 2), squeeze=False)[0]
+    bars = left.subplots()
+    bars.bar(np.arange(len(kl)), kl[order], width=1.0)
+    bars.axhline(ACTIVE_KL, color="black", linestyle="--", linewidth=0.8, label=f"active from {ACTIVE_KL} nats")
+    bars.set_yscale("symlog", linthresh=ACTIVE_KL)
+    bars.set_xlabel("latent unit, by KL")
+    bars.set_ylabel("mean KL(q || p), nats")
+    bars.set_title(f"{active_units(code)} of {len(kl)} units active, {kl.sum():.1f} nats in all", fontsize=9)
+    bars.legend(fontsize=7)
+    axes = right.subplots(2, UNITS_SHOWN // 2, squeeze=False).ravel()
+    for panel, unit in zip(axes, shown, strict=False):
+        both = np.concatenate([code.posterior[:, unit], code.prior[:, unit]])
+        edges = np.histogram_bin_edges(both, 30)
+        panel.hist(code.prior[:, unit], edges, density=True, alpha=0.5, label="p(z|x)")
+        panel.hist(code.posterior[:, unit], edges, density=True, histtype="step", color="black", label="q(z|x,y)")
+        panel.set_title(f"unit {unit}: {kl[unit]:.2f} nats", fontsize=8)
+        panel.tick_params(labelsize=6, left=False, labelleft=False)
+    for panel in axes[len(shown) :]:
+        panel.axis("off")
+    axes[0].legend(fontsize=7)
+    right.suptitle("draws over all examples", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)

@@ -48,21 +48,23 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     first, second = trained.values()
     result = run(
         "eval.py", f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path}",
-        "--estimator=elbo,mc,is", "--num_samples=10,20", "--num_examples=120",
+        "--estimator=elbo,mc,is,ais", "--num_samples=10,20", "--num_examples=120",
+        "--num_chains=2", "--ais_steps=10", "--ais_leapfrog=2",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "results.md").read_text()
     assert table in result.stdout
     for text in ("1 quadrant", "3 quadrants", "exact", "ESS", "± ", "gain of", "grey targets, digits test", "120 exa"):
         assert text in table
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert len(rows) == 2 * (1 + 3 * 2)
+    rows = json.loads((tmp_path / "results.json").read_text())["likelihoods"]
+    assert len(rows) == 2 * (1 + 3 * 2 + 1)
     for row in rows:
         assert (
             row["num_examples"] == 120 and row["protocol"] == "grey targets, digits test" and row["standard_error"] > 0
         )
         assert (row["monte_carlo_error"] > 0) == (row["estimator"] != "exact")
-    assert {path.name for path in tmp_path.glob("*.png")} == {f"samples_{w.name}.png" for w in (first, second)}
+    figures = {f"{what}_{w.name}.png" for w in (first, second) for what in ("samples", "latents")}
+    assert {path.name for path in tmp_path.glob("*.png")} == figures
 
 
 def test_training_again_says_so_and_changes_nothing(trained):
@@ -111,6 +113,8 @@ def test_bad_flags_of_eval_are_one_line(trained, tmp_path):
         ([f"--workdir={tmp_path}"], "holds no run (config.json is missing); train there first"),
         ([f"--workdir={workdir}", "--estimator=foo"], "estimator='foo' is not known; choose from elbo, mc, is"),
         ([f"--workdir={workdir}", "--num_samples=0"], "num_samples=0 must be a whole number of at least 1"),
+        ([f"--workdir={workdir}", "--num_chains=0"], "num_chains=0 must be at least 1"),
+        ([f"--workdir={workdir}", "--ais_steps=0"], "num_steps=0 must be at least 1"),
         ([f"--workdir={workdir}", "--num_examples=-1"], "num_examples=-1 must not be negative"),
         ([f"--workdir={workdir}", "--split=dev"], "--split=dev: value should be one of"),
         ([], "--workdir is required"),

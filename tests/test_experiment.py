@@ -11,9 +11,9 @@ import scipy.special
 from test_training import small_config
 
 import cvae_jax
-from cvae_jax import data, evaluation, inference, keys
+from cvae_jax import data, evaluation, experiment, inference, keys
+from cvae_jax.annealing import Annealing
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, Estimate
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_log_prob_agrees_with_the_estimators_and_with_evaluation(trained, images
     again = trained.log_prob(images[:6], images[:6], 2000, jax.random.key(7), estimator="mc")
     assert (abs(found.value - again.value) < 5 * np.hypot(found.error, again.error)).all()
     arrays = {"image": (images[:6] * 255).round().astype(np.uint8)}
-    measured = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [2000], seed=0)[("is", 2000)]
+    measured = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 2000)], seed=0).cells["is", 2000]
     np.testing.assert_allclose(measured.value, found.value, atol=1e-5)
 
 
@@ -78,26 +78,28 @@ def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, mon
     for examples, draws in ((100, 2000), (10, 2000), (7, 50), (25, 1)):
         monkeypatch.setattr(evaluation, "EXAMPLES_PER_BATCH", examples)
         monkeypatch.setattr(inference, "DRAWS_PER_CALL", draws)
-        cells = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [30], seed=0)
-        values.append(cells[("is", 30)].value)
+        found = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 30)], seed=0)
+        values.append(found.cells["is", 30].value)
     for other in values[1:]:
         np.testing.assert_allclose(other, values[0], atol=1e-5)
 
 
 def test_fewer_samples_are_the_first_of_more(trained, images):
     arrays = {"image": (images[:5] * 255).round().astype(np.uint8)}
-    both = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [10, 40], seed=0)
-    alone = evaluation.measure(trained, trained.stages[-1], arrays, ["is"], [10], seed=0)
+    both = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 10), ("is", 40)], seed=0).cells
+    alone = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 10)], seed=0).cells
     np.testing.assert_allclose(both[("is", 10)].value, alone[("is", 10)].value, atol=1e-5)
     assert (both[("is", 40)].ess > both[("is", 10)].ess).mean() > 0.5
 
 
 def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
     evaluation.evaluate([str(workdir)], ["elbo", "is"], [20], num_examples=50, output=str(tmp_path))
-    rows = {row["estimator"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    written = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["estimator"]: row for row in written["likelihoods"]}
     arrays = {name: array[:50] for name, array in data.load(trained.config.data, trained.task.raw)["test"].items()}
-    baseline = evaluation.measure(trained, trained.stages[0], arrays, [], [1], seed=0)[("exact", 1)]
-    sampled = evaluation.measure(trained, trained.stages[1], arrays, ["is"], [20], seed=0)[("is", 20)]
+    baseline = evaluation.measure(trained, trained.stages[0], arrays, [], seed=0).cells["exact", 1]
+    measured = evaluation.measure(trained, trained.stages[1], arrays, [("is", 20)], seed=0)
+    sampled = measured.cells["is", 20]
     row = rows["is"]
     assert row["negative_log_likelihood"] == pytest.approx(-sampled.value.mean(), abs=1e-5)
     assert row["standard_error"] == pytest.approx(sampled.value.std(ddof=1) / 50**0.5, rel=1e-4)
@@ -106,6 +108,14 @@ def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
     assert row["gain"] == pytest.approx(difference.mean(), abs=1e-5)
     assert row["gain_standard_error"] == pytest.approx(difference.std(ddof=1) / 50**0.5, rel=1e-4)
     assert rows["exact"]["monte_carlo_error"] == 0 and rows["exact"]["gain"] == 0
+    assert row["share_of_examples_with_large_k_hat"] == 1  # 20 samples are too few to tell
+    of_examples = json.loads((tmp_path / "examples.json").read_text())["likelihoods"]
+    one = next(one for one in of_examples if one["estimator"] == "is")
+    for field in ("value", "error", "ess"):
+        np.testing.assert_allclose(one[field], getattr(sampled, field), rtol=1e-3, atol=1e-5)
+    (code,) = written["latent_code"]
+    assert code["kl"] == pytest.approx(measured.code.kl.sum(1).mean(), rel=1e-5)
+    assert code["units"] == len(code["kl_of_units"]) == 4
 
 
 def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
@@ -123,26 +133,11 @@ def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
     assert (np.asarray(batches[0].y) != np.asarray(batches[2].y)).any()
 
 
-def test_gains_stand_under_the_columns_of_their_own_baseline():
-    one = Estimate(np.array([-3.0, -5.0]), np.zeros(2), np.ones(2))
-    two = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0))
-    results = [
-        evaluation.Result("a", "grey targets", "1 quadrant", "m baseline", "exact", 1, one),
-        evaluation.Result("a", "grey targets", "1 quadrant", "m cvae", "is", 10, two),
-        evaluation.Result("b", "grey targets", "2 quadrants", "m baseline", "exact", 1, one),
-    ]
-    lines = evaluation.table(results).splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
-    assert cells[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
-    assert cells[3] == ["m cvae", "is", "10", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
-    assert cells[4] == ["gain of m cvae", "is", "10", "0.75 ± 0.25, MC 0.071", ""]
-
-
 def test_two_runs_of_one_config_stand_under_their_workdirs(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy")
     both = [str(workdir), str(tmp_path / "copy")]
     evaluation.evaluate(both, ["is"], [2, 2], num_examples=5, output=str(tmp_path / "eval"))
-    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())["likelihoods"]
     assert [row["workdir"] for row in rows] == [both[0], both[0], both[1], both[1]]
     assert len({row["model"] for row in rows}) == 4
     assert rows[1]["negative_log_likelihood"] == rows[3]["negative_log_likelihood"]
@@ -161,17 +156,84 @@ def test_runs_on_other_targets_do_not_share_a_column(workdir, tmp_path):
 def test_one_sample_of_one_example_has_no_errors_to_tell(workdir, tmp_path):
     table = evaluation.evaluate([str(workdir)], ["is"], [1], num_examples=1, output=str(tmp_path))
     assert "± ?" in table and "nan" not in table
-    rows = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    written = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    rows = written["likelihoods"]
     assert rows[1]["standard_error"] is None and rows[1]["monte_carlo_error"] is None
 
 
 def test_unknown_names_are_refused(trained, images):
-    with pytest.raises(UserError, match="estimator 'ais' is not known; choose from elbo, mc, is"):
-        trained.log_prob(images[:1], images[:1], 5, jax.random.key(0), estimator="ais")
+    with pytest.raises(UserError, match="estimator 'iss' is not known; choose from elbo, mc, is, jackknife"):
+        trained.log_prob(images[:1], images[:1], 5, jax.random.key(0), estimator="iss")
     with pytest.raises(UserError, match="num_samples=0 must be at least 1"):
         trained.log_prob(images[:1], images[:1], 0, jax.random.key(0))
     with pytest.raises(UserError, match="num_samples=0 must be at least 1"):
         trained.sample(images[:1], 0, jax.random.key(0))
     with pytest.raises(UserError, match="stage 'vae' is not trained here; there are baseline, cvae"):
         trained.predict(images[:1], stage="vae")
-    assert list(ESTIMATORS) == ["elbo", "mc", "is"]
+
+
+def test_seeds_are_measured_one_by_one_and_averaged(tmp_path):
+    cvae_jax.train(small_config(num_seeds=2, **{"cvae.epochs": 1, "baseline.epochs": 1}), str(tmp_path / "run"))
+    table = evaluation.evaluate([str(tmp_path / "run")], ["is"], [30], num_examples=20, output=str(tmp_path / "eval"))
+    assert "seeds" in table
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())
+    both = experiment.load_seeds(str(tmp_path / "run"))
+    arrays = {name: array[:20] for name, array in data.load(both[0].config.data, both[0].task.raw)["test"].items()}
+    for number, trained in enumerate(both):
+        found = evaluation.measure(trained, trained.stages[1], arrays, [("is", 30)], seed=0).cells["is", 30]
+        assert rows["likelihoods"][1]["of_seeds"][number] == pytest.approx(-found.value.mean(), abs=1e-5)
+    assert [code["seed"] for code in rows["latent_code"]] == [0, 1]
+
+
+# What an objective leaves untrained is not measured.
+
+
+@pytest.fixture(scope="module", params=["gsnn", "gdnn"])
+def without_q(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("without_q") / request.param
+    with jax.numpy_dtype_promotion("standard"):
+        cvae_jax.train(
+            small_config(**{"cvae.objective.name": request.param, "cvae.epochs": 1, "baseline.epochs": 1}), str(folder)
+        )
+    return folder
+
+
+def test_a_network_that_was_not_trained_is_not_drawn_from(without_q, images, tmp_path, caplog):
+    trained, key = cvae_jax.load(str(without_q)), jax.random.key(0)
+    if without_q.name == "gdnn":  # its z has no spread, so its likelihood is exact
+        found = trained.log_prob(images[:3], images[:3], 1, key)
+        again = trained.sample(images[:3], 2, key, noise=False)
+        np.testing.assert_array_equal(again[0], again[1])
+        np.testing.assert_array_equal(again[0], trained.predict(images[:3]))
+        mean = np.clip(np.asarray(again[0], np.float64), 1e-12, 1)
+        hidden = np.asarray(trained.task.observe(images[:3]).weight)
+        wanted = (hidden * (images[:3] * np.log(mean) + (1 - images[:3]) * np.log1p(-mean))).sum((1, 2))
+        np.testing.assert_allclose(found.value, wanted, rtol=1e-4)
+        assert (found.error == 0).all()
+        evaluation.evaluate([str(without_q)], ["is"], [5], num_examples=5, output=str(tmp_path))
+        rows = json.loads((tmp_path / "results.json").read_text())
+        assert [row["estimator"] for row in rows["likelihoods"]] == ["exact", "exact"]
+        return
+    with pytest.raises(UserError, match="'is' draws from the recognition network, which gsnn does not train; use"):
+        trained.log_prob(images[:3], images[:3], 5, key)
+    by_mc = trained.log_prob(images[:3], images[:3], 4000, key, estimator="mc")
+    by_ais = trained.log_prob(images[:3], images[:3], 16, key, estimator="ais", settings=Annealing("prior", 50))
+    assert (abs(by_mc.value - by_ais.value) < 5 * np.hypot(by_mc.error, by_ais.error) + 0.02).all()
+    with pytest.raises(UserError, match="was trained without its recognition network, which is would draw from"):
+        evaluation.evaluate([str(without_q)], ["is"], [5], num_examples=5, output=str(tmp_path))
+    table = evaluation.evaluate([str(without_q)], ["is", "mc"], [5], num_examples=5, output=str(tmp_path))
+    assert "mc" in table and "| is " not in table and "## Latent code" not in table
+    assert "was trained without its recognition network: no is" in caplog.text
+
+
+def test_bidirectional_monte_carlo_stands_in_a_table_of_its_own(workdir, tmp_path):
+    table = evaluation.evaluate(
+        [str(workdir)], ["is", "bdmc"], [500], num_examples=6, output=str(tmp_path), settings=Annealing(num_steps=50)
+    )
+    assert "## On y drawn from each model itself" in table
+    rows = {row["estimator"]: row for row in json.loads((tmp_path / "results.json").read_text())["simulated"]}
+    assert list(rows) == ["bdmc, lower bound", "bdmc, upper bound", "is"]
+    lower, upper, sampled = (row["negative_log_likelihood"] for row in rows.values())
+    errors = [row["monte_carlo_error"] for row in rows.values()]
+    assert upper - 4 * errors[1] < sampled + 4 * errors[2] and sampled - 4 * errors[2] < lower + 4 * errors[0]
+    assert abs(upper - lower) < 0.3

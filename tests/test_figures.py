@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from cvae_jax import figures
+from cvae_jax.diagnostics import LatentCode
 
 
 def test_image_grid_shows_each_image_in_its_cell(tmp_path):
@@ -33,8 +34,9 @@ def test_animation_has_every_frame_and_rests_on_the_last(tmp_path):
 
 
 def test_training_curves_have_a_panel_a_term_and_a_line_a_stage(tmp_path, monkeypatch):
-    rows = [{"stage": "baseline", "epoch": epoch, "train/loss": 1.0, "valid/loss": 2.0} for epoch in (1, 2)]
-    rows += [{"stage": "cvae", "epoch": 1, "train/kl": 1.0, "train/loss": 3.0, "valid/loss": 3.5, "best_loss": 3.5}]
+    rows = [{"stage": "baseline", "seed": 0, "epoch": epoch, "train/loss": 1.0, "valid/loss": 2.0} for epoch in (1, 2)]
+    of_cvae = {"stage": "cvae", "epoch": 1, "train/kl": 1.0, "train/loss": 3.0, "valid/loss": 3.5, "best_loss": 3.5}
+    rows += [{**of_cvae, "seed": seed, "valid/loss": 3.5 + seed} for seed in (0, 1)]
     drawn = []
     monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, dpi: drawn.append(self))
     figures.training_curves(rows, tmp_path / "curves.png")
@@ -42,4 +44,18 @@ def test_training_curves_have_a_panel_a_term_and_a_line_a_stage(tmp_path, monkey
     assert [axis.get_title() for axis in axes] == ["baseline: loss", "cvae: loss", "cvae: kl"]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes[0].lines}
     assert lines == {"train": [1.0, 1.0], "valid": [2.0, 2.0]}
-    assert [line.get_label() for line in axes[2].lines] == ["train"]
+    assert [line.get_label() for line in axes[2].lines] == ["train, seed 0", "train, seed 1"]
+    assert [list(line.get_ydata()) for line in axes[1].lines if "valid" in line.get_label()] == [[3.5], [4.5]]
+
+
+def test_latent_code_shows_the_kl_and_the_most_telling_units(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    kl = np.tile([0.001, 2.0, 0.5], (200, 1))
+    code = LatentCode(kl, rng.normal(size=(200, 3)), rng.normal(size=(200, 3)))
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, path, dpi: drawn.append(self))
+    figures.latent_code(code, tmp_path / "code.png", "title")
+    bars, *panels = (axis for axis in drawn[0].axes if axis.axison)
+    assert "2 of 3 units active, 2.5 nats" in bars.get_title()
+    np.testing.assert_allclose([bar.get_height() for bar in bars.patches], [2.0, 0.5, 0.001])
+    assert [panel.get_title() for panel in panels] == [f"unit {unit}: {kl[0, unit]:.2f} nats" for unit in (1, 2, 0)]

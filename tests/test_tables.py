@@ -1,0 +1,83 @@
+"""Tables of results: every figure where it belongs, by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cvae_jax import tables
+from cvae_jax.estimators import Estimate
+from cvae_jax.tables import Result
+
+NAN = np.full(2, np.nan)
+
+
+def estimate(value, error=0.0, ess=1.0, k_hat=np.nan):
+    return Estimate(np.asarray(value, float), *(np.full(len(value), one) for one in (error, ess, k_hat)))
+
+
+def result(column, model, estimator, num_samples, *estimates):
+    return Result("w", "grey targets", column, model, estimator, num_samples, tuple(range(len(estimates))), estimates)
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_gains_stand_under_the_columns_of_their_own_baseline():
+    one, two = estimate([-3.0, -5.0]), estimate([-2.0, -4.5], 0.1, 9.0, 0.2)
+    found = cells(
+        tables.table(
+            [
+                result("1 quadrant", "m baseline", "exact", 1, one),
+                result("1 quadrant", "m cvae", "is", 1000, two),
+                result("2 quadrants", "m baseline", "exact", 1, one),
+            ]
+        )
+    )
+    assert found[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
+    assert found[3] == ["m cvae", "is", "1,000", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
+    assert found[4] == ["gain of m cvae", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
+
+
+def test_examples_with_a_heavy_tail_are_counted():
+    doubtful = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0), np.array([0.9, 0.1]))
+    (row,) = cells(tables.table([result("c", "m", "is", 1000, doubtful)]))[2:]
+    assert row[-1] == "3.25 ± 1.25, MC 0.071, ESS 9, k̂ 50%"
+
+
+SEEDS = [
+    result("c", "baseline", "exact", 1, estimate([-3.0, -5.0]), estimate([-3.0, -6.0])),
+    result("c", "cvae", "is", 1000, estimate([-2.0, -4.0], 0.1, 9.0, 0.1), estimate([-1.0, -4.0], 0.1, 7.0, 0.1)),
+]
+
+
+def test_seeds_are_averaged_and_their_deviation_told():
+    found = cells(tables.table(SEEDS))
+    # Means over seeds by example: -3, -5.5 and -1.5, -4; means by seed: -4, -4.5 and -3, -2.5.
+    assert found[2][-1] == "4.25 ± 1.25, seeds 0.35"
+    assert found[3][-1] == "2.75 ± 1.25, seeds 0.35, MC 0.05, ESS 8"
+    # Differences by seed: 1 and 2; of the means by example 1.5 and 1.5.
+    assert found[4] == ["gain of cvae", "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
+    row = tables.summary(SEEDS[1], SEEDS)
+    assert row["of_seeds"] == [3.0, 2.5] and row["seeds"] == [0, 1]
+    assert row["negative_log_likelihood"] == 2.75 and row["gain"] == 1.5
+    assert row["deviation_over_seeds"] == pytest.approx(np.sqrt(0.125))
+    assert row["gain_deviation_over_seeds"] == pytest.approx(np.sqrt(0.5))
+    assert row["monte_carlo_error"] == pytest.approx(0.05)
+    assert row["effective_samples_median"] == 8 and row["effective_samples_min"] == 7
+
+
+def test_more_seeds_than_the_reference_has():
+    results = [result("c", "baseline", "exact", 1, estimate([-3.0, -5.0])), SEEDS[1]]
+    gain, deviation = tables.gain_of(SEEDS[1], results)
+    assert gain.value == 1.25 and deviation == pytest.approx(np.std([1.0, 1.5], ddof=1))
+
+
+def test_json_holds_every_example_of_every_seed_and_no_nan():
+    rows = [row for one in SEEDS for row in tables.examples(one)]
+    again = json.loads(json.dumps(rows, allow_nan=False))
+    assert [row["seed"] for row in again] == [0, 1, 0, 1]
+    assert again[2]["value"] == [-2, -4] and again[3]["ess"] == [7, 7] and again[0]["k_hat"] == [None, None]
+    one_sample = tables.summary(result("c", "m", "is", 1, estimate([2.0, 1.0], error=np.nan)), SEEDS)
+    assert one_sample["monte_carlo_error"] is None
