@@ -157,10 +157,7 @@ def evaluate(
         raise UserError(f"num_examples={num_examples} must not be negative")
     annealing.check(num_chains, settings)
     wanted = [
-        (name, count)
-        for name in estimators
-        if name != "bdmc"
-        for count in ([num_chains] if name == "ais" else counts)
+        (name, count) for name in estimators if name != "bdmc" for count in ([num_chains] if name == "ais" else counts)
     ]
     simulate = num_chains if "bdmc" in estimators else 0
     folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()

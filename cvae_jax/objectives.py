@@ -32,9 +32,7 @@ class Draws(Protocol):
         """Draws, or scores z."""
 
 
-def draws_of(
-    model: Model, variables: Variables, encoding: PyTree, keys: Array, train: Train | None = None
-) -> Draws:
+def draws_of(model: Model, variables: Variables, encoding: PyTree, keys: Array, train: Train | None = None) -> Draws:
     """Draws from a model, under keys [samples, batch]: the same noise whatever the proposal."""
 
     def draw(proposal: Proposal, z: PyTree = None, frozen: bool = False) -> Draw:

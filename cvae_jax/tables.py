@@ -95,8 +95,7 @@ def examples(result: Result) -> list[dict[str, Any]]:
     """Every example's value, error, effective sample size and k̂, an entry a seed."""
     name = {key: getattr(result, key) for key in ("workdir", "column", "protocol", "model", "estimator", "num_samples")}
     return [
-        plain({**name, "seed": seed, **one._asdict()})
-        for seed, one in zip(result.seeds, result.estimates, strict=True)
+        plain({**name, "seed": seed, **one._asdict()}) for seed, one in zip(result.seeds, result.estimates, strict=True)
     ]
 
 

@@ -273,9 +273,7 @@ def test_a_posterior_that_is_alive_is_not(tmp_path, caplog):
 
 def test_beta_is_annealed_and_validation_is_not(tmp_path):
     annealing = {"name": "elbo", "annealing": "linear", "annealing_steps": 100, "beta": 0.5}
-    cvae_jax.train(
-        small_config(**{f"cvae.objective.{key}": value for key, value in annealing.items()}), str(tmp_path)
-    )
+    cvae_jax.train(small_config(**{f"cvae.objective.{key}": value for key, value in annealing.items()}), str(tmp_path))
     rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
     per_epoch = 1297 // 32
     for row in rows:
