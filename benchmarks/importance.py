@@ -55,8 +55,8 @@ def invariance(arguments: argparse.Namespace) -> str:
             flags = f"--xla_force_host_platform_device_count={devices}"
             subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": flags})
             found = np.load(path)
-            first = found[0] if devices == DEVICES[0] else first
-            lines.append([str(devices), *(f"{np.abs(values - first).max():.1e}" for values in found)])
+            reference = found[0] if reference is None else reference
+            lines.append([str(devices), *(f"{np.abs(values - reference).max():.1e}" for values in found)])
     text = (
         "Greatest difference of an example's value from that on one device in chunks of 10, nats: 200 examples, 1,000 "
     )

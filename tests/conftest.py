@@ -10,10 +10,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read when JAX is first imported
 
-# Many tests compile the same programs, in this process and in those they start.
-CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Many tests compile the same programs, in this process, in those they start, and in pytest-xdist's workers.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import optax
