@@ -12,6 +12,7 @@ devices: the numbers are the same, to the bit, whatever else is in the batch and
 (One `shard_map` over all devices compiles otherwise for one device than for several.)
 """
 
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ TARGET_ACCEPTANCE = 0.7  # 0.65 is the optimum in many dimensions (Beskos et al.
 # Of the pilot, in log step size. Acceptance falls by about 0.6 a unit: five temperatures mend a wrong step, and the
 # noise of 16 chains, about 0.08, moves it by 4%.
 GAIN = 0.5
+LEAST_ACCEPTANCE = 0.4  # on average, below which the pilot has not found the step sizes
+
+LOGGER = logging.getLogger(__name__)
 
 
 class Annealing(NamedTuple):
@@ -193,7 +197,15 @@ def _run(
     names = ("pilot", "forward") if exact is None else ("pilot", "forward", "reverse")
     shared = (variables, ladder), [keys.substream(key, name) for name in names]
     done = _in_blocks(one, shared, batch, exact)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[:, : len(batch.index)], *done)
+    found = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[:, : len(batch.index)], *done)
+    stuck = found[0].acceptance.mean(0) < LEAST_ACCEPTANCE
+    if stuck.any():
+        LOGGER.warning(
+            "annealing: fewer than %.0f%% of the transitions are accepted for %d of %d examples or factors: raise the "
+            "number of temperatures",
+            *(100 * LEAST_ACCEPTANCE, stuck.sum(), stuck.size),
+        )
+    return found
 
 
 def _in_blocks(function: Callable[..., Any], shared: tuple[Any, ...], batch: Batch, *more: PyTree) -> list[PyTree]:

@@ -167,51 +167,64 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
-    results: list[Result] = []
-    simulated: list[Result] = []
-    codes: list[dict[str, Any]] = []
+    found = Findings([], [], [])
     for run in runs:
         arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
-        first, label = run.trained[0], _label(run, runs)
-        base = pathlib.Path(run.workdir).name
-        if sum(pathlib.Path(other.workdir).name == base for other in runs) > 1:
-            base = run.workdir.strip("./").replace("/", "_")
+        first, label, base = run.trained[0], _label(run, runs), _base(run, runs)
         for stage in first.stages:
             measured = [measure(one, stage, arrays, wanted, seed, settings, simulate) for one in run.trained]
-            identity = (run.workdir, run.protocol, first.task.column, f"{label} {stage.name}")
-            seeds = tuple(one.seed for one in run.trained)
-            _tell_left_out(identity[-1], wanted, measured[0].cells)
-            for (estimator, size), _ in measured[0].cells.items():
-                estimates = tuple(one.cells[estimator, size] for one in measured)
-                results.append(Result(*identity, estimator, size, seeds, estimates))
-                for line in cautions(tables.mean_over_seeds(estimates), size):
-                    LOGGER.warning("%s, %s, %s: %s", identity[-1], first.task.column, estimator, line)
-            for (estimator, size), _ in measured[0].simulated.items():
-                estimates = tuple(one.simulated[estimator, size] for one in measured)
-                simulated.append(Result(*identity, estimator, size, seeds, estimates))
-            for one, trained in zip(measured, run.trained, strict=True):
-                if one.code is not None:
-                    named = dict(zip(("workdir", "protocol", "column", "model"), identity, strict=True))
-                    codes.append({**named, "seed": trained.seed, **diagnostics.summary(one.code)})
+            model = f"{label} {stage.name}"
+            _check_left_out(model, wanted, simulate, measured[0])
+            found.add(run, model, measured)
             if measured[0].code is not None:
-                title = f"{identity[-1]}, {first.task.column}: {split} split"
-                figures.latent_code(measured[0].code, folder / f"latents_{base}.png", title)
+                title = f"{model}, {first.task.column}: {split} split"
+                figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
         picture = folder / f"samples_{base}.png"
         experiment.draw_samples(first, arrays, picture, f"{label}, {first.task.column}: {split} split")
-    text = _report(results, simulated, codes, settings)
+    text = _report(found, settings)
     write_atomically(folder / "results.md", text)
-    rows = {
-        "likelihoods": [tables.summary(one, results) for one in results],
-        "simulated": [tables.summary(one, simulated) for one in simulated],
-        "latent_code": tables.plain(codes),
+    of_rows = {
+        "likelihoods": [tables.summary(one, found.results) for one in found.results],
+        "simulated": [tables.summary(one, found.simulated) for one in found.simulated],
+        "latent_code": tables.plain(found.codes),
     }
-    write_atomically(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False))
+    write_atomically(folder / "results.json", json.dumps(of_rows, indent=1, allow_nan=False))
     of_examples = {
-        "likelihoods": [row for one in results for row in tables.examples(one)],
-        "simulated": [row for one in simulated for row in tables.examples(one)],
+        "likelihoods": [row for one in found.results for row in tables.examples(one)],
+        "simulated": [row for one in found.simulated for row in tables.examples(one)],
     }
     write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
     return text
+
+
+class Findings(NamedTuple):
+    """What is laid out in the end, in the order in which it was measured."""
+
+    results: list[Result]
+    simulated: list[Result]  # on y drawn from the models
+    codes: list[dict[str, Any]]
+
+    def add(self, run: "Run", model: str, measured: Sequence[Measured]) -> None:
+        """Adds what was found of one stage, an entry of `measured` a seed, and says what cannot be believed."""
+        column = run.trained[0].task.column
+        seeds = tuple(one.seed for one in run.trained)
+
+        def results(cells: Sequence[Cells]) -> list[Result]:
+            return [
+                Result(run.workdir, run.protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
+                for cell in cells[0]
+            ]
+
+        self.results.extend(results([one.cells for one in measured]))
+        self.simulated.extend(results([one.simulated for one in measured]))
+        for (estimator, count), _ in measured[0].cells.items():
+            together = tables.mean_over_seeds([one.cells[estimator, count] for one in measured])
+            for line in cautions(together, count):
+                LOGGER.warning("%s, %s, %s: %s", model, column, estimator, line)
+        for seed, one in zip(seeds, measured, strict=True):
+            if one.code is not None:
+                identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
+                self.codes.append({**identity, "seed": seed, **diagnostics.summary(one.code)})
 
 
 def _label(run: "Run", runs: Sequence["Run"]) -> str:
@@ -221,20 +234,31 @@ def _label(run: "Run", runs: Sequence["Run"]) -> str:
     return name if len(twins) == 1 else f"{name} ({run.workdir})"
 
 
-def _tell_left_out(model: str, wanted: Sequence[tuple[str, int]], cells: Cells) -> None:
-    """Says which estimators a model has no cell for, because its recognition network was not trained."""
-    names = dict.fromkeys(name for name, size in wanted if (name, size) not in cells)
-    if names and ("exact", 1) not in cells:
-        if not cells:
-            raise UserError(
-                f"{model} was trained without its recognition network, which {', '.join(names)} would draw from; add "
-                "--estimator=mc, or ais with --ais_start=prior"
-            )
+def _base(run: "Run", runs: Sequence["Run"]) -> str:
+    """What names a run's figures: its folder's name, or its whole path where others have that name."""
+    base = pathlib.Path(run.workdir).name
+    twins = [one for one in runs if pathlib.Path(one.workdir).name == base]
+    return base if len(twins) == 1 else run.workdir.strip("./").replace("/", "_")
+
+
+def _check_left_out(model: str, wanted: Sequence[tuple[str, int]], simulate: int, measured: Measured) -> None:
+    """Says what a model has no cells for, because its recognition network was not trained; raises if that is all."""
+    if ("exact", 1) in measured.cells:
+        return
+    names = list(dict.fromkeys(name for name, count in wanted if (name, count) not in measured.cells))
+    names += ["bdmc"] * bool(simulate and not measured.simulated)
+    if names and not measured.cells and not measured.simulated:
+        raise UserError(
+            f"{model} was trained without its recognition network, which {', '.join(names)} would draw from; add "
+            "--estimator=mc, or ais with --ais_start=prior"
+        )
+    if names:
         LOGGER.warning("%s was trained without its recognition network: no %s", model, ", ".join(names))
 
 
-def _report(results: Sequence[Result], simulated: Sequence[Result], codes: Sequence[Any], settings: Annealing) -> str:
+def _report(found: Findings, settings: Annealing) -> str:
     """The tables with what their figures mean, in Markdown."""
+    results, simulated, codes = found
     compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
     protocols = "; ".join(sorted({result.protocol for result in results}))
     counts = sorted({len(result.estimates[0].value) for result in results})

@@ -63,7 +63,7 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
             row["num_examples"] == 120 and row["protocol"] == "grey targets, digits test" and row["standard_error"] > 0
         )
         assert (row["monte_carlo_error"] > 0) == (row["estimator"] != "exact")
-    figures = {f"{what}_{w.name}.png" for w in (first, second) for what in ("samples", "latents")}
+    figures = {name for w in (first, second) for name in (f"samples_{w.name}.png", f"latents_{w.name}_cvae.png")}
     assert {path.name for path in tmp_path.glob("*.png")} == figures
 
 
