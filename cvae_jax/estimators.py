@@ -186,20 +186,19 @@ def unreliable(estimate: Estimate, num_samples: int) -> Unreliable:
 def cautions(estimate: Estimate, num_samples: int) -> list[str]:
     """What to tell whoever reads the estimate: a line for its values, one for its errors, or none."""
     doubted, count = unreliable(estimate, num_samples), len(estimate.value)
-    mend = "raise num_samples, or use the estimator defensive or ais"
     lines = []
     if doubted.value.any() and num_samples < FEWEST_SAMPLES:
-        lines.append(f"{num_samples} samples are too few to tell whether their mean can be believed: {mend}")
+        lines.append(f"{num_samples} samples are too few to tell whether their mean can be believed")
     elif doubted.value.any():
         lines.append(
             f"k-hat above {largest_shape(num_samples):.2f} for {doubted.value.sum()} of {count} examples: "
-            f"neither their values nor their errors can be believed; {mend}"
+            "neither their values nor their errors can be believed"
         )
     only_error = doubted.error & ~doubted.value
     if only_error.any():
         lines.append(
             f"k-hat above {INFINITE_VARIANCE:.2f} for {only_error.sum()} of {count} examples: "
-            f"their Monte Carlo errors cannot be believed; {mend}"
+            "their Monte Carlo errors cannot be believed"
         )
     return lines
 

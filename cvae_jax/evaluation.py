@@ -110,7 +110,10 @@ def measure(
             simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
             simulated |= inference.log_probs(model, variables, bidirectional.batch, usable, key, settings)
         found.append((Measured(cells, simulated, code), valid))
-    return _joined(found)
+    first, joined = found[0][0], _joined(found)
+    # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
+    cells, simulated = ({cell: new[cell] for cell in old} for new, old in zip(joined[:2], first[:2], strict=True))
+    return Measured(cells, simulated, joined.code)
 
 
 def evaluate(
@@ -219,8 +222,9 @@ class Findings(NamedTuple):
         self.simulated.extend(results([one.simulated for one in measured]))
         for (estimator, count), _ in measured[0].cells.items():
             together = tables.mean_over_seeds([one.cells[estimator, count] for one in measured])
+            mend = "more chains or temperatures may do" if estimator == "ais" else "more samples, or ais, may do"
             for line in cautions(together, count):
-                LOGGER.warning("%s, %s, %s: %s", model, column, estimator, line)
+                LOGGER.warning("%s, %s, %s: %s; %s", model, column, estimator, line, mend)
         for seed, one in zip(seeds, measured, strict=True):
             if one.code is not None:
                 identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
