@@ -109,7 +109,7 @@ def latent_code(code: LatentCode, path: pathlib.Path, title: str) -> None:
     axes = right.subplots(2, UNITS_SHOWN // 2, squeeze=False).ravel()
     for panel, unit in zip(axes, shown, strict=False):
         both = np.concatenate([code.posterior[:, unit], code.prior[:, unit]])
-        edges = np.histogram_bin_edges(both, 30)
+        edges = np.histogram_bin_edges(both, int(np.clip(np.sqrt(len(both)), 5, 30)))
         panel.hist(code.prior[:, unit], edges, density=True, alpha=0.5, label="p(z|x)")
         panel.hist(code.posterior[:, unit], edges, density=True, histtype="step", color="black", label="q(z|x,y)")
         panel.set_title(f"unit {unit}: {kl[unit]:.2f} nats", fontsize=8)
