@@ -109,7 +109,8 @@ def measure(
             bidirectional = annealing.bdmc(model, variables, batch, simulate, key, settings)
             lower, upper = annealing.bounds(bidirectional)
             simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
-            simulated |= inference.log_probs(model, variables, bidirectional.batch, usable, key, settings)
+            others = [one for one in usable if one[0] != "ais"]  # whose chains are those of the lower bound
+            simulated |= inference.log_probs(model, variables, bidirectional.batch, others, key, settings)
         found.append((Measured(cells, simulated, code), valid))
     first, joined = found[0][0], _joined(found)
     # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
