@@ -43,10 +43,9 @@ def latent_code(model: Model, variables: Variables, batch: Batch, key: Array) ->
 
 
 def active_units(code: LatentCode) -> int:
-    """Units whose KL is at least ACTIVE_KL on average.
+    """Units whose KL is at least ACTIVE_KL on average: for y to move z that is necessary.
 
-    With a conditional prior this asks the same as the covariance of Burda et al. (2016), whether y moves z, which
-    cov_x E[z|x,y] would not: there x alone moves it.
+    The covariance of E[z|x,y] over data (Burda et al. 2016) would not tell with a conditional prior: x moves it too.
     """
     return int((code.kl.mean(0) >= ACTIVE_KL).sum())
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, objectives, tables
+from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, tables
 from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import write_atomically
 from cvae_jax.diagnostics import LatentCode
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate, cautions
-from cvae_jax.experiment import Experiment
-from cvae_jax.model import Batch, Stage, Task, has_latents
+from cvae_jax.experiment import Experiment, How
+from cvae_jax.model import Batch, Stage, Task
 from cvae_jax.tables import Result
 
 LOGGER = logging.getLogger(__name__)
@@ -87,25 +87,21 @@ def measure(
       settings: of annealed importance sampling.
       simulate: chains of bidirectional Monte Carlo for every example; 0: none.
     """
-    task, objective = trained.task, stage.settings.objective
+    task, how = trained.task, trained.how(stage.name)
+    usable = _usable(how, wanted, settings)
     model, variables = trained.model(stage.name)
     key = keys.stream(seed, "evaluation")
     found: list[tuple[Any, int]] = []
     total = -(-data.num_examples(arrays) // EXAMPLES_PER_BATCH)
     bar = tqdm(batches(task, arrays, seed), total=total, desc=f"{stage.name}, seed {trained.seed}", disable=None)
-    for number, (batch, valid) in enumerate(bar):
-        if number == 0:
-            exact = objectives.predicts_from(objective) == "prior_mean" or not has_latents(model, variables, batch)
-            has_q = not exact and objectives.trains_recognition(objective)
-            usable = [one for one in wanted if has_q or not inference.draws_from_recognition(one[0], settings)]
-            annealed = simulate and not exact and (has_q or settings.start == "prior")
-        if exact:
+    for batch, valid in bar:
+        if how.exact:
             found.append((Measured({("exact", 1): inference.exact(model, variables, batch)}, {}, None), valid))
             continue
         cells = inference.log_probs(model, variables, batch, usable, key, settings)
-        code = diagnostics.latent_code(model, variables, batch, key) if has_q else None
+        code = diagnostics.latent_code(model, variables, batch, key) if how.has_recognition else None
         simulated: Cells = {}
-        if annealed:
+        if simulate and (how.has_recognition or settings.start == "prior"):
             bidirectional = annealing.bdmc(model, variables, batch, simulate, key, settings)
             lower, upper = annealing.bounds(bidirectional)
             simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
@@ -116,6 +112,11 @@ def measure(
     # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
     cells, simulated = ({cell: new[cell] for cell in old} for new, old in zip(joined[:2], first[:2], strict=True))
     return Measured(cells, simulated, joined.code)
+
+
+def _usable(how: How, wanted: Sequence[tuple[str, int]], settings: Annealing) -> list[tuple[str, int]]:
+    """Those of the estimators that do not draw from a network that was not trained."""
+    return [one for one in wanted if how.has_recognition or not inference.draws_from_recognition(one[0], settings)]
 
 
 def evaluate(
@@ -164,10 +165,13 @@ def evaluate(
     wanted = [
         (name, count) for name in estimators if name != "bdmc" for count in ([num_chains] if name == "ais" else counts)
     ]
+    inference.check(wanted)
     simulate = num_chains if "bdmc" in estimators else 0
     folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()
     runs = [_open(workdir, split, data_dir) for workdir in workdirs]
     _check_comparable(runs)
+    for run in runs:
+        _check_left_out(run, wanted, simulate, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -179,7 +183,6 @@ def evaluate(
         for stage in first.stages:
             measured = [measure(one, stage, arrays, wanted, seed, settings, simulate) for one in run.trained]
             model = f"{label} {stage.name}"
-            _check_left_out(model, wanted, simulate, measured[0])
             found.add(run, model, measured)
             if measured[0].code is not None:
                 title = f"{model}, {first.task.column}: {split} split"
@@ -189,8 +192,8 @@ def evaluate(
     text = _report(found, settings)
     write_atomically(folder / "results.md", text)
     of_rows = {
-        "likelihoods": [tables.summary(one, found.results) for one in found.results],
-        "simulated": [tables.summary(one, found.simulated) for one in found.simulated],
+        "likelihoods": [tables.summary(one) | tables.gain(one, found.results) for one in found.results],
+        "simulated": [tables.summary(one) for one in found.simulated],
         "latent_code": tables.plain(found.codes),
     }
     write_atomically(folder / "results.json", json.dumps(of_rows, indent=1, allow_nan=False))
@@ -214,19 +217,22 @@ class Findings(NamedTuple):
         column = run.trained[0].task.column
         seeds = tuple(one.seed for one in run.trained)
 
-        def results(cells: Sequence[Cells]) -> list[Result]:
+        def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
             return [
-                Result(run.workdir, run.protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
+                Result(run.workdir, protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
                 for cell in cells[0]
             ]
 
-        self.results.extend(results([one.cells for one in measured]))
-        self.simulated.extend(results([one.simulated for one in measured]))
-        for (estimator, count), _ in measured[0].cells.items():
-            together = tables.mean_over_seeds([one.cells[estimator, count] for one in measured])
-            mend = "more chains or temperatures may do" if estimator == "ais" else "more samples, or ais, may do"
-            for line in cautions(together, count):
-                LOGGER.warning("%s, %s, %s: %s; %s", model, column, estimator, line, mend)
+        self.results.extend(results(run.protocol, [one.cells for one in measured]))
+        self.simulated.extend(results(f"y drawn from the model, {run.protocol}", [one.simulated for one in measured]))
+        worst = f" in the worst of {len(seeds)} seeds" * (len(seeds) > 1)
+        for cells in ([one.cells for one in measured], [one.simulated for one in measured]):
+            for cell in cells[0]:
+                name, count = cell
+                chains = name == "ais" or name.startswith("bdmc")
+                mend = "more chains or temperatures may do" if chains else "more samples, or ais, may do"
+                for line in cautions(tables.mean_over_seeds([one[cell] for one in cells]), count):
+                    LOGGER.warning("%s, %s, %s with %d: %s%s; %s", model, column, name, count, line, worst, mend)
         for seed, one in zip(seeds, measured, strict=True):
             if one.code is not None:
                 identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
@@ -247,41 +253,49 @@ def _base(run: "Run", runs: Sequence["Run"]) -> str:
     return base if len(twins) == 1 else run.workdir.strip("./").replace("/", "_")
 
 
-def _check_left_out(model: str, wanted: Sequence[tuple[str, int]], simulate: int, measured: Measured) -> None:
-    """Says what a model has no cells for, because its recognition network was not trained; raises if that is all."""
-    if ("exact", 1) in measured.cells:
-        return
-    names = list(dict.fromkeys(name for name, count in wanted if (name, count) not in measured.cells))
-    names += ["bdmc"] * bool(simulate and not measured.simulated)
-    if names and not measured.cells and not measured.simulated:
-        raise UserError(
-            f"{model} was trained without its recognition network, which {', '.join(names)} would draw from; add "
-            "--estimator=mc, or ais with --ais_start=prior"
-        )
-    if names:
-        LOGGER.warning("%s was trained without its recognition network: no %s", model, ", ".join(names))
+def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int, settings: Annealing) -> None:
+    """Says what a run's stages have no cells for, because a recognition network was not trained; raises if that is all.
+
+    Before anything is measured: that may take hours.
+    """
+    for stage in run.trained[0].stages:
+        how = run.trained[0].how(stage.name)
+        usable = _usable(how, wanted, settings)
+        simulated = simulate and (how.has_recognition or settings.start == "prior")
+        names = list(dict.fromkeys(name for name, count in wanted if (name, count) not in usable))
+        names += ["bdmc"] * bool(simulate and not simulated)
+        if how.exact or not names:
+            continue
+        shown = ", ".join(repr(name) for name in names)
+        if not usable and not simulated:
+            raise UserError(
+                f"{run.workdir}: {stage.name} was trained without its recognition network, from which {shown} would "
+                "draw; add --estimator=mc, or ais with --ais_start=prior"
+            )
+        LOGGER.warning("%s: %s was trained without its recognition network: no %s", run.workdir, stage.name, shown)
 
 
 def _report(found: Findings, settings: Annealing) -> str:
     """The tables with what their figures mean, in Markdown."""
     results, simulated, codes = found
+    everything = (*results, *simulated)
     compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
-    protocols = "; ".join(sorted({result.protocol for result in results}))
-    counts = sorted({len(result.estimates[0].value) for result in results})
-    seeds = max(len(result.seeds) for result in results)
-    names = {result.estimator for result in (*results, *simulated)}
+    protocols = "; ".join(sorted({result.protocol for result in everything}))
+    counts = sorted({len(result.estimates[0].value) for result in everything})
+    seeds = max(len(result.seeds) for result in everything)
+    names = {result.estimator for result in everything}
     parts = [
-        tables.table(results),
+        *([tables.table(results)] if results else []),
         f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
         f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
         "± is the standard error over examples"
         + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
         + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
         "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
-        "says so (Pareto k̂ above the limit for so many samples).",
+        "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
         "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
         "way, less so with more samples; the jackknife takes most of that bias off.",
-        f"A gain is over {compared}, paired by example.",
+        *([f"A gain is over {compared}, paired by example."] if results else []),
     ]
     if names & {"ais", "bdmc, lower bound"}:
         parts.append(
@@ -296,6 +310,8 @@ def _report(found: Findings, settings: Annealing) -> str:
             "their MC errors. An estimator that stands between them is right here, on y that this model holds likely.",
         ]
     if codes:
+        units = max(code["units"] for code in codes)
+        by_chance = math.sqrt(math.log(2 * units / 0.05) / min(counts))  # both samples are of that size
         lines = [["model", "column", "seed", "KL", "active units", "largest mismatch"]]
         for code in codes:
             active = f"{code['active_units']} of {code['units']}"
@@ -306,7 +322,7 @@ def _report(found: Findings, settings: Annealing) -> str:
             "\n".join(tables.markdown(lines)),
             f"KL(q || p) in nats, mean over examples, all units. A unit is active from {diagnostics.ACTIVE_KL} nats "
             "on. Mismatch: the Kolmogorov-Smirnov distance between a unit's aggregate posterior and aggregate prior; "
-            f"one unit's is above {1.36 * math.sqrt(2 / min(counts)):.2f} by chance in 5% of cases.",
+            f"the largest of {units} is above {by_chance:.2f} by chance in at most 5% of cases.",
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -47,6 +47,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict) or "task" not in config:
         raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it")
+    if "num_seeds" not in config:
+        raise UserError(f"workdir {path} was trained by an older version, before runs had seeds; train it again")
     return config
 
 
@@ -177,6 +179,14 @@ def _of_seed(tree: PyTree, number: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
+class How(NamedTuple):
+    """How a trained model is measured."""
+
+    exact: bool  # it draws no z, or was trained at the prior's mean: log p(y|x) is known
+    has_recognition: bool  # its recognition network was trained, so that estimators may draw from it
+    predicts_from: Proposal
+
+
 class Experiment(NamedTuple):
     """A trained experiment: the models of one seed with their best weights."""
 
@@ -224,14 +234,19 @@ class Experiment(NamedTuple):
         model, variables = self.model(stage)
         batch = self.task.observe(x)
         sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(num_samples))
-        return _sample(model, variables, batch, sample_keys, noise, self._predicts_from(stage))
+        return _sample(model, variables, batch, sample_keys, noise, self.how(stage).predicts_from)
 
-    def _settings(self, stage: str | None) -> Any:
-        """The settings of a stage's objective."""
-        return {one.name: one.settings for one in self.stages}[stage or self.stages[-1].name].objective
-
-    def _predicts_from(self, stage: str | None) -> Proposal:
-        return objectives.predicts_from(self._settings(stage))
+    def how(self, stage: str | None = None) -> How:
+        """How a stage's model is measured: see `How`."""
+        name = stage or self.stages[-1].name
+        model, variables = self.model(name)
+        objective = {one.name: one.settings.objective for one in self.stages}[name]
+        proposal = objectives.predicts_from(objective)
+        index = jnp.zeros(1, jnp.int32)
+        raw = {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in self.task.raw.items()}
+        batch = self.task.batch(raw, index, jnp.ones(1), keys.unused(index), False)
+        exact = proposal == "prior_mean" or not has_latents(model, variables, batch)
+        return How(exact, not exact and objectives.trains_recognition(objective), proposal)
 
     def log_prob(
         self,
@@ -255,12 +270,13 @@ class Experiment(NamedTuple):
           settings: of "ais".
         """
         model, variables = self.model(stage)
-        batch, objective = self.task.observe(x, y), self._settings(stage)
-        if self._predicts_from(stage) == "prior_mean" or not has_latents(model, variables, batch):
+        batch, how = self.task.observe(x, y), self.how(stage)
+        inference.check([(estimator, num_samples)])
+        if how.exact:
             return inference.exact(model, variables, batch)
-        if not objectives.trains_recognition(objective) and inference.draws_from_recognition(estimator, settings):
+        if not how.has_recognition and inference.draws_from_recognition(estimator, settings):
             raise UserError(
-                f"estimator {estimator!r} draws from the recognition network, which {objective.name} does not train; "
+                f"estimator {estimator!r} draws from the recognition network, which was not trained; "
                 'use "mc", or "ais" with Annealing(start="prior")'
             )
         return inference.log_prob(model, variables, batch, estimator, num_samples, key, settings)
@@ -279,10 +295,10 @@ def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pa
     shown = {}
     for stage in experiment.stages:
         model, variables = experiment.model(stage.name)
-        proposal = objectives.predicts_from(stage.settings.objective)
-        count = SAMPLES_SHOWN if proposal == "prior" and has_latents(model, variables, batch) else 1
+        how = experiment.how(stage.name)
+        count = 1 if how.exact else SAMPLES_SHOWN
         sample_keys = keys.per_sample(keys.per_example(keys.stream(0, "figure"), index), jnp.arange(count))
-        shown[stage.name] = _sample(model, variables, batch, sample_keys, False, proposal)
+        shown[stage.name] = _sample(model, variables, batch, sample_keys, False, how.predicts_from)
     figures.image_grid(task.panels(batch, shown), path, title)
 
 

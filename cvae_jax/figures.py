@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cvae_jax.diagnostics import ACTIVE_KL, LatentCode, active_units
@@ -66,7 +67,8 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             panel.axis("on")
             panel.set_title(f"{stage}: {term}", fontsize=9)
             panel.set_xlabel("epoch", fontsize=8)
-            panel.set_ylabel("nats per example", fontsize=8)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.set_ylabel("weight of the KL" if term == "beta" else "nats per example", fontsize=8)
             panel.tick_params(labelsize=7)
             for split, style in (("train", "-"), ("valid", "--")):
                 if f"{split}/{term}" not in of_stage[0]:
@@ -101,7 +103,9 @@ def latent_code(code: LatentCode, path: pathlib.Path, title: str) -> None:
     bars = left.subplots()
     bars.bar(np.arange(len(kl)), kl[order], width=1.0)
     bars.axhline(ACTIVE_KL, color="black", linestyle="--", linewidth=0.8, label=f"active from {ACTIVE_KL} nats")
-    bars.set_yscale("symlog", linthresh=ACTIVE_KL)
+    bars.set_yscale("log")
+    bars.set_ylim(bottom=ACTIVE_KL / 10)
+    bars.xaxis.set_major_locator(MaxNLocator(integer=True))
     bars.set_xlabel("latent unit, by KL")
     bars.set_ylabel("mean KL(q || p), nats")
     bars.set_title(f"{active_units(code)} of {len(kl)} units active, {kl.sum():.1f} nats in all", fontsize=9)

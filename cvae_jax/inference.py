@@ -21,8 +21,7 @@ DRAWS_PER_CALL = 2_000  # samples times examples: enough to fill the cores, few 
 def predict(model: Model, variables: Variables, batch: Batch) -> PyTree:
     """E[y | x, z = E[z|x]], one prediction for every example: leaves [batch, ...]."""
     encoding = model.encode(variables, batch._replace(y=None))
-    unused = jax.vmap(jax.random.key)(jnp.zeros_like(batch.index))
-    return model.draw(variables, encoding, unused, "prior_mean").p_y.mean
+    return model.draw(variables, encoding, keys.unused(batch.index), "prior_mean").p_y.mean
 
 
 def sample(
@@ -136,6 +135,17 @@ def _draw(model: Model, variables: Variables, encoding: PyTree, keys: Array, pro
 ESTIMATOR_NAMES = (*ESTIMATORS, "ais")
 
 
+def check(wanted: Sequence[tuple[str, int]]) -> None:
+    """Raises a UserError for an estimator that is not known, or that cannot do with so few samples."""
+    for name, num_samples in wanted:
+        if name not in ESTIMATOR_NAMES:
+            raise UserError(f"estimator {name!r} is not known; choose from {', '.join(ESTIMATOR_NAMES)}")
+        if num_samples < 1:
+            raise UserError(f"num_samples={num_samples} must be at least 1")
+        if name == "jackknife" and num_samples < 2:
+            raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
+
+
 def draws_from_recognition(estimator: str, settings: Annealing = Annealing()) -> bool:
     """Whether an estimator draws from the recognition network."""
     if estimator == "ais":
@@ -180,11 +190,7 @@ def log_probs(
       UserError: for an unknown estimator or one that needs a recognition network where there is none, too few
         samples, a batch without y, or weights that are not finite.
     """
-    for name, num_samples in wanted:
-        if name not in ESTIMATOR_NAMES:
-            raise UserError(f"estimator {name!r} is not known; choose from {', '.join(ESTIMATOR_NAMES)}")
-        if num_samples < 1:
-            raise UserError(f"num_samples={num_samples} must be at least 1")
+    check(wanted)
     if batch.y is None:
         raise UserError("log p(y|x) needs y")
     made_of_draws = [(name, count) for name, count in wanted if name in ESTIMATORS]

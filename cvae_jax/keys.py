@@ -3,6 +3,7 @@
 import zlib
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 
@@ -24,3 +25,8 @@ def per_example(key: Array, index: Array) -> Array:
 def per_sample(keys: Array, samples: Array) -> Array:
     """Keys [samples, batch] for the given sample numbers [samples] of each example [batch]."""
     return jax.vmap(lambda s: jax.vmap(jax.random.fold_in, (0, None))(keys, s))(samples)
+
+
+def unused(index: Array) -> Array:
+    """Keys [batch] for a draw that draws nothing, such as that of a given z."""
+    return jax.vmap(jax.random.key)(jnp.zeros_like(index))

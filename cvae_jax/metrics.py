@@ -32,9 +32,9 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 class Log:
     """Writes one stage's rows. No clock enters metrics.jsonl, so a resumed run writes the same file."""
 
-    def __init__(self, workdir: pathlib.Path, stage: str, step: int):
-        """Cuts the stage's rows after `step`, from which the run goes on."""
-        self._path, self._stage = workdir / FILE, stage
+    def __init__(self, workdir: pathlib.Path, stage: str, step: int, by_seed: bool):
+        """Cuts the stage's rows after `step`, from which the run goes on; `by_seed`: each seed has its own curves."""
+        self._path, self._stage, self._by_seed = workdir / FILE, stage, by_seed
         kept = [row for row in read(workdir) if row["stage"] != stage or row["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step + 1)
@@ -45,8 +45,10 @@ class Log:
             file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for name, value in {**values, **timings}.items():
-            self._board.add_scalar(name, value, step)
+        seed = f"/seed_{values['seed']}" * self._by_seed
+        curves = {name: value for name, value in {**values, **timings}.items() if name not in ("seed", "epoch")}
+        for name, value in curves.items():
+            self._board.add_scalar(name + seed, value, step)
         self._board.flush()
 
     def close(self) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from cvae_jax import keys
 
 PyTree = Any
 Variables = dict[str, PyTree]
@@ -84,8 +85,8 @@ class Model(NamedTuple):
 
 def has_latents(model: Model, variables: Variables, batch: Batch) -> bool:
     """Whether the model draws a z at all; without one its log p(y|x) is exact."""
-    keys = jax.vmap(jax.random.key)(jnp.zeros_like(batch.index))
-    draw = jax.eval_shape(lambda v, b: model.draw(v, model.encode(v, b), keys, "prior"), variables, batch)
+    unused = keys.unused(batch.index)
+    draw = jax.eval_shape(lambda v, b: model.draw(v, model.encode(v, b), unused, "prior"), variables, batch)
     return bool(jax.tree.leaves(draw.z))
 
 

@@ -132,6 +132,8 @@ def iwae(draw: Draws, *, beta: Array | float = 1.0, gradient: str = "reparameter
         else:
             by_parameters = _score(draw, drawn.z, share, beta)
         value = _with_gradient_of(by_parameters + by_z, value)
+    if not jax.tree.leaves(drawn.kl):
+        return value, {}
     log_p_y = jax.vmap(sum_per_example)(drawn.log_p_y).mean(0)
     return value, {"log_p_y": log_p_y, "kl": jax.vmap(total_kl)(drawn).mean(0)}
 
@@ -194,24 +196,24 @@ DEFAULTS = {
 }
 
 # (draws, steps taken) -> the objective and its terms. Without a step, when validating, beta stands at its end and no
-# bits are free: a model is chosen by the bound itself.
+# bits are free: a model is chosen by the objective that it ends with.
 Objective = Callable[[Draws, Array | None], tuple[Array, Terms]]
 
 
-def from_config(settings: Any) -> Objective:
-    """The objective that a config's section describes, see DEFAULTS.
+def from_config(settings: Any, section: str = "objective") -> Objective:
+    """The objective that a config's section of that name describes, see DEFAULTS.
 
     Raises:
       UserError: for a value that cannot be, or one that the objective of that name does not read.
     """
     if settings.name not in OBJECTIVES:
-        raise UserError(f"objective.name={settings.name!r} is not known; choose from {', '.join(OBJECTIVES)}")
+        raise UserError(f"{section}.name={settings.name!r} is not known; choose from {', '.join(OBJECTIVES)}")
     kind = OBJECTIVES[settings.name]
     for key, default in DEFAULTS.items():
         if key not in ("name", "num_samples", *kind.reads) and settings[key] != default:
             readers = ", ".join(name for name, other in OBJECTIVES.items() if key in other.reads)
             raise UserError(
-                f"objective.{key}={settings[key]!r} is not read by {settings.name}, only by {readers}; "
+                f"{section}.{key}={settings[key]!r} is not read by {settings.name}, only by {readers}; "
                 f"leave it at {default!r}"
             )
     for key, fits, must in (
@@ -222,9 +224,11 @@ def from_config(settings: Any) -> Objective:
         ("gradient", settings.gradient in kind.gradients, f"one of {', '.join(kind.gradients)} for {settings.name}"),
     ):
         if not fits:
-            raise UserError(f"objective.{key}={settings[key]!r} must be {must}")
+            raise UserError(f"{section}.{key}={settings[key]!r} must be {must}")
+    if settings.gradient == "sticking_the_landing" and settings.free_bits:
+        raise UserError(f"{section}.free_bits does not go with gradient='sticking_the_landing'; leave one of them out")
     options = {key: settings[key] for key in ("beta", "free_bits", "alpha", "gradient") if key in kind.reads}
-    weight = schedules.annealing(settings)
+    weight = schedules.annealing(settings, section)
 
     def objective(draw: Draws, step: Array | None) -> tuple[Array, Terms]:
         now = dict(options)

@@ -52,7 +52,7 @@ def optimizer(settings: Any, num_steps: int) -> optax.GradientTransformation:
 ANNEALINGS = ("constant", "linear", "monotonic", "cyclical")
 
 
-def annealing(settings: Any) -> Callable[[Array], Array]:
+def annealing(settings: Any, section: str = "objective") -> Callable[[Array], Array]:
     """What the KL's weight is multiplied by at every step, from 0 to 1 over `annealing_steps` and 1 from then on.
 
     "linear" grows straight (warm-up, Sønderby et al. 2016); "monotonic" along a logistic curve (Bowman et al. 2016);
@@ -64,14 +64,14 @@ def annealing(settings: Any) -> Callable[[Array], Array]:
     """
     name, steps, cycles = settings.annealing, settings.annealing_steps, settings.annealing_cycles
     if name not in ANNEALINGS:
-        raise UserError(f"objective.annealing={name!r} is not known; choose from {', '.join(ANNEALINGS)}")
+        raise UserError(f"{section}.annealing={name!r} is not known; choose from {', '.join(ANNEALINGS)}")
     if (steps < 1) != (name == "constant"):
         raise UserError(
-            f"objective.annealing_steps={steps} does not go with annealing={name!r}: "
+            f"{section}.annealing_steps={steps} does not go with annealing={name!r}: "
             f"{'it must be 0' if name == 'constant' else 'it must be at least 1'}"
         )
     if cycles < 1 or (cycles > 1 and name != "cyclical"):
-        raise UserError(f"objective.annealing_cycles={cycles} must be 1, or at least 1 for annealing='cyclical'")
+        raise UserError(f"{section}.annealing_cycles={cycles} must be 1, or at least 1 for annealing='cyclical'")
 
     def weight(step: Array) -> Array:
         if name == "constant":

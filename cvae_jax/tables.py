@@ -64,12 +64,14 @@ def gain_of(result: Result, results: Sequence[Result]) -> tuple[Mean, float]:
     return paired_difference(mean_over_seeds(result.estimates), mean_over_seeds(other)), deviation(by_seed)
 
 
-def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """A result as numbers: negative log-likelihood in nats per example, its errors, and what it gains."""
+def effective_samples(result: Result) -> np.ndarray:
+    """Effective sample sizes of all examples and seeds."""
+    return np.concatenate([one.ess for one in result.estimates])
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """A result as numbers: negative log-likelihood in nats per example, and its errors."""
     mean, by_seed = mean_of(result), [-one.value.mean() for one in result.estimates]
-    reference = references(results)[result.column]
-    gain, gain_deviation = gain_of(result, results)
-    ess = np.concatenate([one.ess for one in result.estimates])
     return plain(
         {
             **{name: getattr(result, name) for name in result._fields if name != "estimates"},
@@ -79,14 +81,24 @@ def summary(result: Result, results: Sequence[Result]) -> dict[str, Any]:
             "standard_error": mean.standard_error,
             "of_seeds": by_seed,
             "deviation_over_seeds": deviation(by_seed),
-            "effective_samples_median": np.median(ess),
-            "effective_samples_min": ess.min(),
+            "effective_samples_median": np.median(effective_samples(result)),
+            "effective_samples_min": effective_samples(result).min(),
             "share_of_examples_with_large_k_hat": doubted(result),
+        }
+    )
+
+
+def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
+    """What a result gains over its column's reference, as numbers."""
+    reference = references(results)[result.column]
+    mean, of_seeds = gain_of(result, results)
+    return plain(
+        {
             "reference": f"{reference.model}, {reference.estimator}",
-            "gain": gain.value,
-            "gain_standard_error": gain.standard_error,
-            "gain_monte_carlo_error": gain.error,
-            "gain_deviation_over_seeds": gain_deviation,
+            "gain": mean.value,
+            "gain_standard_error": mean.standard_error,
+            "gain_monte_carlo_error": mean.error,
+            "gain_deviation_over_seeds": of_seeds,
         }
     )
 
@@ -131,8 +143,7 @@ def _cell(result: Result) -> str:
     of_seeds = deviation([one.value.mean() for one in result.estimates])
     text = _with_errors(mean._replace(value=-mean.value), of_seeds)
     if result.estimator not in ("exact", "elbo"):
-        ess = np.median([np.median(one.ess) for one in result.estimates])
-        text += f", ESS {ess:.0f}"
+        text += f", ESS {np.median(effective_samples(result)):.0f}"
         if share := doubted(result):
             text += f", k̂ {share:.0%}"
     return text
@@ -142,8 +153,8 @@ def _with_errors(mean: Mean, of_seeds: float) -> str:
     """The mean with its standard error and deviation over seeds, where there are any, and its Monte Carlo error."""
     spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.2f}"
     seeds = "" if math.isnan(of_seeds) else f", seeds {of_seeds:.2f}"
-    exact = mean.error == 0 or math.isnan(mean.error)
-    return f"{mean.value:.2f} ± {spread}{seeds}" + ("" if exact else f", MC {mean.error:.2g}")
+    error = "?" if math.isnan(mean.error) else f"{mean.error:.2g}"
+    return f"{mean.value:.2f} ± {spread}{seeds}" + ("" if mean.error == 0 else f", MC {error}")
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -193,7 +193,9 @@ def make_functions(
         open_ = _open(settings, state.bad_epochs)
         better = open_ & (terms["loss"] < state.best_loss)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.averaged, state.best)
-        bad_epochs = jnp.where(better, 0, jnp.where(open_, state.bad_epochs + 1, state.bad_epochs))
+        # Patience begins when the KL's full weight is on: until then validation, which has it, may well get worse.
+        counts = open_ & (state.step >= settings.objective.annealing_steps)
+        bad_epochs = jnp.where(better, 0, jnp.where(counts, state.bad_epochs + 1, state.bad_epochs))
         best_loss = jnp.where(better, terms["loss"], state.best_loss)
         return state._replace(best=best, best_loss=best_loss, bad_epochs=bad_epochs), terms
 
@@ -313,7 +315,7 @@ def fit(
     calls = np.array_split(np.arange(per_epoch), max(1, round(per_epoch / settings.steps_per_call)))
     train_steps, close_epoch = compile_stage(stage, functions, state, frozen, train, valid, calls)
 
-    log = Log(workdir, stage.name, step)
+    log = Log(workdir, stage.name, step, by_seed=len(seeds) > 1)
     total = settings.epochs * per_epoch * batch_size * len(seeds)
     done = step * batch_size * len(seeds)
     # disable=None: shown on a terminal only.
@@ -364,7 +366,7 @@ def fit(
                 minutes = (settings.epochs - epoch) * (told - began) / 60
                 line = describe(stage, epoch, values)
                 bar.write(f"{line}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
-            collapsed = warn_of_collapse(stage, step, values, collapsed, last)
+            collapsed = warn_of_collapse(stage, step, values, seeds[open_], collapsed, last)
             after_epoch(epoch, state)
             if last or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(step, state)
@@ -392,21 +394,26 @@ COLLAPSED_KL = 0.1  # nats in all latent units together
 COLLAPSED_EPOCHS = 5  # in a row: a KL that is still growing is small too
 
 
-def warn_of_collapse(stage: Stage, step: int, values: dict[str, np.ndarray], before: int, last: bool) -> int:
+def warn_of_collapse(
+    stage: Stage, step: int, values: dict[str, np.ndarray], seeds: np.ndarray, before: int, last: bool
+) -> int:
     """Warns, once and at the last epoch, of a q that has collapsed onto p though the KL's full weight is on.
 
     Returns:
       For how many epochs in a row that has been so, given that number `before` this one.
     """
-    if "valid/kl" not in values or step < stage.settings.objective.annealing_steps:
+    objective = stage.settings.objective
+    if "valid/kl" not in values or step < objective.annealing_steps or not objectives.trains_recognition(objective):
         return 0
-    least = float(values["valid/kl"].min())
-    if least >= COLLAPSED_KL:
+    least = int(values["valid/kl"].argmin())
+    if values["valid/kl"][least] >= COLLAPSED_KL:
         return 0
-    if last or before + 1 == COLLAPSED_EPOCHS:
+    if before + 1 == COLLAPSED_EPOCHS or (last and before >= COLLAPSED_EPOCHS):
+        which = f" of seed {seeds[least]}" if len(seeds) > 1 else ""
+        free_bits = f", {stage.name}.objective.free_bits" * ("free_bits" in objectives.OBJECTIVES[objective.name].reads)
         LOGGER.warning(
-            "%s: the posterior has collapsed: KL(q || p) is %.3f nats on validation, so z tells nothing of y. Try "
-            "%s.objective.annealing=linear, %s.objective.free_bits, or a smaller %s.objective.beta",
-            *(stage.name, least, stage.name, stage.name, stage.name),
+            "%s: the posterior%s has collapsed: KL(q || p) is %.3f nats on validation, so z tells nothing of y. Try "
+            "%s.objective.annealing=linear with annealing_steps%s, or a smaller %s.objective.beta",
+            *(stage.name, which, values["valid/kl"][least], stage.name, free_bits, stage.name),
         )
     return before + 1

@@ -48,8 +48,7 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     first, second = trained.values()
     result = run(
         "eval.py", f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path}",
-        "--estimator=elbo,mc,is,ais", "--num_samples=10,20", "--num_examples=120",
-        "--num_chains=2", "--ais_steps=10", "--ais_leapfrog=2",
+        "--estimator=elbo,mc,is", "--num_samples=10,20", "--num_examples=120",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "results.md").read_text()
@@ -57,7 +56,7 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     for text in ("1 quadrant", "3 quadrants", "exact", "ESS", "± ", "gain of", "grey targets, digits test", "120 exa"):
         assert text in table
     rows = json.loads((tmp_path / "results.json").read_text())["likelihoods"]
-    assert len(rows) == 2 * (1 + 3 * 2 + 1)
+    assert len(rows) == 2 * (1 + 3 * 2)
     for row in rows:
         assert (
             row["num_examples"] == 120 and row["protocol"] == "grey targets, digits test" and row["standard_error"] > 0
@@ -65,6 +64,16 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
         assert (row["monte_carlo_error"] > 0) == (row["estimator"] != "exact")
     figures = {name for w in (first, second) for name in (f"samples_{w.name}.png", f"latents_{w.name}_cvae.png")}
     assert {path.name for path in tmp_path.glob("*.png")} == figures
+
+
+def test_eval_anneals(trained, tmp_path):
+    result = run(
+        "eval.py", f"--workdir={next(iter(trained.values()))}", f"--output={tmp_path}", "--num_examples=3",
+        "--estimator=ais", "--num_chains=2", "--ais_steps=3", "--ais_leapfrog=1", "--ais_start=prior",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "chains (under samples) of 3 temperatures with 1 leapfrog steps each, from p(z|x)" in result.stdout
+    assert [row["num_samples"] for row in json.loads((tmp_path / "results.json").read_text())["likelihoods"]] == [1, 2]
 
 
 def test_training_again_says_so_and_changes_nothing(trained):

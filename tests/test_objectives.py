@@ -106,11 +106,12 @@ def test_free_bits():
     np.testing.assert_allclose(terms["kl"][0], lg.kl(X_, q), rtol=1e-5)  # what is told is the KL itself
 
 
-def test_without_latents_the_elbo_is_log_p_y():
+@pytest.mark.parametrize("objective", [objectives.elbo, objectives.iwae])
+def test_without_latents_the_bound_is_log_p_y(objective):
     log_p_y = jnp.arange(3.0)
     drawn = lg.Draw((), log_p_y[None], jnp.zeros((1, 3)), jnp.zeros((1, 3)), (), None)
-    objective, terms = objectives.elbo(lambda proposal: drawn)
-    np.testing.assert_array_equal(objective, log_p_y)
+    found, terms = objective(lambda proposal: drawn)
+    np.testing.assert_array_equal(found, log_p_y)
     assert terms == {}
 
 
@@ -229,8 +230,7 @@ def test_doubly_reparameterised_gradients_have_no_variance_at_the_posterior():
             np.testing.assert_allclose(found[parameter], 0, atol=1e-4)
 
 
-@pytest.mark.parametrize("gradient", ESTIMATES_OF_GRADIENT[1:])
-def test_gradients_of_two_layers_of_latents_are_unbiased(gradient):
+def test_gradients_of_two_layers_of_latents_are_unbiased():
     # Each layer's q and p depend on the layer above, so a distribution whose numbers are stopped would lose a path.
     config = mnist_quadrants.get_config("1,strong,smoke")
     config.cvae.update(hidden=(6,), latent=4)
@@ -260,12 +260,14 @@ def test_gradients_of_two_layers_of_latents_are_unbiased(gradient):
 
         return jax.lax.map(of_repeat, repeats, batch_size=500)
 
-    repeats = jnp.arange(10_000)
-    difference = np.asarray(of_repeats(gradient, params, repeats) - of_repeats("reparameterised", params, repeats))
-    error = difference.std(0, ddof=1) / np.sqrt(len(difference))
-    sigmas = np.abs(difference.mean(0)) / np.where(error > 1e-9, error, np.inf)
-    assert (error > 1e-9).mean() > 0.5
-    assert sigmas.max() < 6  # of about 1,500 parameters
+    repeats = jnp.arange(5000)
+    plain = of_repeats("reparameterised", params, repeats)
+    for gradient in ESTIMATES_OF_GRADIENT[1:]:
+        difference = np.asarray(of_repeats(gradient, params, repeats) - plain)
+        error = difference.std(0, ddof=1) / np.sqrt(len(difference))
+        sigmas = np.abs(difference.mean(0)) / np.where(error > 1e-9, error, np.inf)
+        assert (error > 1e-9).mean() > 0.5
+        assert sigmas.max() < 6  # of about 1,500 parameters
 
 
 # Factors: z and y in parts that are independent given x.
@@ -298,7 +300,7 @@ def config(**changes):
     return ConfigDict({**objectives.DEFAULTS, **changes})
 
 
-STEP = jnp.int32(30)
+STEP = jnp.int32(15)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ STEP = jnp.int32(30)
     [
         (config(beta=0.3), partial(objectives.elbo, beta=0.3), partial(objectives.elbo, beta=0.3)),
         (
-            config(beta=2.0, annealing="linear", annealing_steps=40, free_bits=0.5),
+            config(beta=2.0, annealing="linear", annealing_steps=20, free_bits=0.5),
             partial(objectives.elbo, beta=1.5, free_bits=0.5),
             partial(objectives.elbo, beta=2.0),
         ),
@@ -314,11 +316,11 @@ STEP = jnp.int32(30)
         (config(name="gdnn"), objectives.gdnn, objectives.gdnn),
         (
             config(name="hybrid", alpha=0.2, annealing="cyclical", annealing_steps=80, annealing_cycles=2),
-            partial(objectives.hybrid, alpha=0.2, beta=1.0),
+            partial(objectives.hybrid, alpha=0.2, beta=0.75),
             partial(objectives.hybrid, alpha=0.2),
         ),
         (
-            config(name="iwae", gradient="generalised", annealing="linear", annealing_steps=60),
+            config(name="iwae", gradient="generalised", annealing="linear", annealing_steps=30),
             partial(objectives.iwae, beta=0.5, gradient="generalised"),
             objectives.iwae,
         ),
@@ -343,6 +345,10 @@ def test_from_config(settings, training, validating):
         ({"alpha": 0.3}, "objective.alpha=0.3 is not read by elbo, only by hybrid; leave it at 0.5"),
         ({"name": "gsnn", "beta": 0.5}, "objective.beta=0.5 is not read by gsnn, only by elbo, hybrid, iwae"),
         ({"name": "iwae", "free_bits": 0.5}, "objective.free_bits=0.5 is not read by iwae"),
+        (
+            {"gradient": "sticking_the_landing", "free_bits": 1.0},
+            "free_bits does not go with gradient='sticking_the",
+        ),
         ({"free_bits": -1.0}, "objective.free_bits=-1.0 must be at least 0"),
         ({"gradient": "doubly_reparameterised"}, "must be one of reparameterised, sticking_the_landing for elbo"),
         ({"name": "iwae", "gradient": "sticking_the_landing"}, "must be one of .*doubly_.*, generalised for iwae"),

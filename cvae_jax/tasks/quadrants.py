@@ -185,6 +185,10 @@ def make_cvae(networks: nn.Module, baseline: Model) -> Model:
     return Model(init, encode, draw)
 
 
+def _stage(name: str, model: Model, settings: Any) -> Stage:
+    return Stage(name, model, objectives.from_config(settings.objective, f"{name}.objective"), settings)
+
+
 def make_task(config: Any) -> Task:
     """The task that configs/mnist_quadrants.py and configs/digits_quadrants.py describe."""
     shape = tuple(config.image_shape)
@@ -269,8 +273,8 @@ def make_task(config: Any) -> Task:
         batch=batch,
         observe=own,
         stages=(
-            Stage("baseline", baseline, objectives.from_config(config.baseline.objective), config.baseline),
-            Stage("cvae", cvae, objectives.from_config(config.cvae.objective), config.cvae),
+            _stage("baseline", baseline, config.baseline),
+            _stage("cvae", cvae, config.cvae),
         ),
         panels=panels,
     )
