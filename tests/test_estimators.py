@@ -187,15 +187,29 @@ def test_pareto_k_where_there_is_no_tail_to_fit():
     np.testing.assert_array_equal(pareto_k(np.stack([rounding, saturated, underflowing], 1)), [np.nan, np.nan, np.inf])
     wider = [pareto_k(spread * rng.normal(size=(1000, 20))).min() for spread in (10, 30, 100, 300, 1000)]
     assert wider == sorted(wider) and wider[0] > 2
-    few = rng.normal(size=(25, 4))
+
+
+def test_pareto_k_of_few_samples_is_told_by_their_effective_number():
+    few = 0.3 * np.random.default_rng(0).normal(size=(100, 4))
     assert np.isfinite(pareto_k(few)).all()
-    np.testing.assert_array_equal(pareto_k(few[:24]), np.inf)
+    np.testing.assert_array_equal(pareto_k(few[:99]), np.nan)
+    np.testing.assert_array_equal(pareto_k(few[:4]), np.inf)
+    one_of_all, five_of_99 = np.full((2, 99), -1e3)
+    one_of_all[7] = five_of_99[:5] = 0
+    np.testing.assert_array_equal(pareto_k(np.stack([one_of_all, five_of_99], 1)), [np.inf, np.nan])
+
+
+def test_weights_that_are_nearly_alike_are_believed():
+    rng = np.random.default_rng(0)
+    for num_samples in (16, 32, 100, 1000):
+        found = log_mean_exp(0.05 * rng.normal(size=(num_samples, 300)))
+        assert unreliable(found, num_samples).value.mean() < 0.05
 
 
 def test_what_cannot_be_believed():
     k_hat = np.array([np.nan, -0.3, 0.45, 0.51, 0.69, 0.71, np.inf])
     found = Estimate(np.zeros(7), np.ones(7), np.ones(7), k_hat)
-    for num_samples, errors, values in ((5000, 4, 2), (400, 4, 3), (100, 4, 4), (50, 5, 5), (10, 5, 5), (1, 5, 5)):
+    for num_samples, errors, values in ((5000, 4, 2), (400, 4, 3), (100, 4, 4), (10, 4, 4)):
         # Those of the greatest k̂.
         doubted = unreliable(found, num_samples)
         np.testing.assert_array_equal(doubted.error, np.arange(7) >= 7 - errors)
@@ -210,10 +224,10 @@ def test_cautions():
     values, errors = about(5000, 0.3, 0.6, 0.8, 0.65, 2.0, np.inf)
     assert values.startswith("k-hat above 0.70 for 3 of 6 examples: neither their values nor their errors")
     assert errors.startswith("k-hat above 0.50 for 2 of 6 examples: their Monte Carlo errors")
-    (values,) = about(50, 0.3, 0.45)
-    assert values.startswith("k-hat above 0.41 for 1 of 2 examples")
-    (few,) = about(10, np.inf, np.inf)
-    assert few.startswith("10 samples are too few")
+    values, _ = about(200, 0.3, 0.52, 0.58)
+    assert values.startswith("k-hat above 0.57 for 1 of 3 examples")
+    (few,) = about(10, np.nan, np.inf)
+    assert few.startswith("fewer than 5 effective samples for 1 of 2 examples")
 
 
 # The estimators, against the linear-Gaussian model.
