@@ -31,15 +31,20 @@ def latent_code(model: Model, variables: Variables, batch: Batch, key: Array) ->
     def flat(tree: PyTree) -> np.ndarray:
         return np.concatenate([np.asarray(leaf[0], np.float64).reshape(len(batch.index), -1) for leaf in tree], 1)
 
-    def score(draw: Draw) -> Any:
-        return jax.tree.leaves(draw.kl), jax.tree.leaves(draw.z)
-
-    def z_alone(draw: Draw) -> Any:
-        return jax.tree.leaves(draw.z)
-
-    kl, posterior = inference.scores(model, variables, batch, "recognition", score, 1, key)
-    prior = inference.scores(model, variables, batch, "prior", z_alone, 1, key)
+    kl, posterior = inference.scores(model, variables, batch, "recognition", _kl_and_z, 1, key)
+    prior = inference.scores(model, variables, batch, "prior", _z, 1, key)
     return LatentCode(flat(kl), flat(posterior), flat(prior))
+
+
+# Functions of the module, so that what is compiled for them serves every batch.
+
+
+def _kl_and_z(draw: Draw) -> tuple[list[Array], list[Array]]:
+    return jax.tree.leaves(draw.kl), jax.tree.leaves(draw.z)
+
+
+def _z(draw: Draw) -> list[Array]:
+    return jax.tree.leaves(draw.z)
 
 
 def active_units(code: LatentCode) -> int:

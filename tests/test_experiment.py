@@ -84,6 +84,17 @@ def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, mon
         np.testing.assert_allclose(other, values[0], atol=1e-5)
 
 
+def test_every_batch_is_measured_by_the_same_programs(trained, images, monkeypatch):
+    monkeypatch.setattr(evaluation, "EXAMPLES_PER_BATCH", 4)
+
+    def compiled(count):
+        arrays = {"image": (images[:count] * 255).round().astype(np.uint8)}
+        evaluation.measure(trained, trained.stages[-1], arrays, [("elbo", 3), ("is", 3), ("mc", 3)], seed=0)
+        return inference._scores._cache_size() + inference._encode._cache_size()
+
+    assert compiled(4) == compiled(16)
+
+
 def test_fewer_samples_are_the_first_of_more(trained, images):
     arrays = {"image": (images[:5] * 255).round().astype(np.uint8)}
     both = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 10), ("is", 40)], seed=0).cells
