@@ -32,7 +32,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 class Log:
     """Writes one stage's rows. No clock enters metrics.jsonl, so a resumed run writes the same file."""
 
-    def __init__(self, workdir: pathlib.Path, stage: str, step: int, by_seed: bool):
+    def __init__(self, workdir: pathlib.Path, stage: str, step: int, by_seed: bool = False):
         """Cuts the stage's rows after `step`, from which the run goes on; `by_seed`: each seed has its own curves."""
         self._path, self._stage, self._by_seed = workdir / FILE, stage, by_seed
         kept = [row for row in read(workdir) if row["stage"] != stage or row["step"] <= step]

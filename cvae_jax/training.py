@@ -61,6 +61,13 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return generator.permutation(num_examples).astype(np.int32)
 
 
+def epoch_batches(seeds: np.ndarray, epoch: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """Indices of the examples in an epoch's whole batches, int32 [seeds, steps, batch]."""
+    orders = np.stack([epoch_order(int(seed), epoch, num_examples) for seed in seeds])
+    steps = num_examples // batch_size
+    return orders[:, : steps * batch_size].reshape(len(seeds), steps, batch_size)
+
+
 def steps_per_epoch(stage: Stage, num_train: int) -> int:
     """Whole batches in an epoch; the rest of the examples stand in other epochs' batches."""
     return num_train // stage.settings.batch_size
@@ -334,12 +341,11 @@ def fit(
         while not finished(settings, step // per_epoch, state.bad_epochs):
             began = time.perf_counter()
             open_ = np.broadcast_to(_open(settings, np.asarray(state.bad_epochs)), seeds.shape)
-            orders = np.stack([epoch_order(int(seed), step // per_epoch, num_train) for seed in seeds])
-            orders = orders[:, : per_epoch * batch_size].reshape(len(seeds), per_epoch, batch_size)
+            indices = epoch_batches(seeds, step // per_epoch, num_train, batch_size)
             received: list[dict[str, np.ndarray]] = []
             running: list[tuple[dict[str, Array], int]] = []
             for call in calls:
-                state, terms = train_steps(state, frozen, jax.device_put(orders[:, call], place), train)
+                state, terms = train_steps(state, frozen, jax.device_put(indices[:, call], place), train)
                 running.append((terms, step))
                 if len(running) > 1:
                     received.append(receive(*running.pop(0), open_))  # the call before, while this one runs
@@ -357,8 +363,8 @@ def fit(
                 values[f"train/{name}"] = np.concatenate([part[name] for part in received], 1).mean(1)
             epoch = step // per_epoch
             for number, seed in enumerate(seeds[open_]):
-                row = {name: float(value[number]) for name, value in sorted(values.items())}
-                log.write(step, {"seed": int(seed), "epoch": epoch, **row}, {"examples_per_second": rate})
+                of_seed = {name: float(value[number]) for name, value in sorted(values.items())}
+                log.write(step, {"seed": int(seed), "epoch": epoch, **of_seed}, {"examples_per_second": rate})
 
             last = finished(settings, epoch, state.bad_epochs)
             if last or time.perf_counter() - told > SECONDS_BETWEEN_LINES:
