@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax
 import optax
 
+import cvae_jax
 from cvae_jax import schedules
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -49,3 +50,14 @@ def real_data() -> pathlib.Path:
     if not folder:
         pytest.skip("CVAE_JAX_DATA is not set: point it to the folder that holds mnist/, as in ../shared/data")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of `test_training.small_config()`, trained once; for reading only."""
+    from test_training import small_config
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    with jax.numpy_dtype_promotion("standard"):  # optax, see above; this fixture outlives that one
+        cvae_jax.train(small_config(), str(folder))
+    return folder

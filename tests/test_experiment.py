@@ -16,17 +16,14 @@ from cvae_jax.annealing import Annealing
 from cvae_jax.errors import UserError
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    with jax.numpy_dtype_promotion("standard"):  # optax, see conftest.py; this fixture outlives that one
-        cvae_jax.train(small_config(), str(folder))
-    return folder
+@pytest.fixture
+def workdir(small_run):
+    return small_run
 
 
 @pytest.fixture(scope="module")
-def trained(workdir):
-    return cvae_jax.load(str(workdir))
+def trained(small_run):
+    return cvae_jax.load(str(small_run))
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,8 @@ def test_sigkill_leaves_the_same_bytes(tmp_path):
     kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=2, folder=tmp_path)
 
 
-def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(tmp_path, caplog):
-    config = small_config()
-    cvae_jax.train(config, str(tmp_path / "whole"))
-    cvae_jax.train(config, str(tmp_path / "hurt"))
+def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(small_run, tmp_path, caplog):
+    shutil.copytree(small_run, tmp_path / "hurt")
     checkpoints = Checkpoints(tmp_path / "hurt" / "checkpoints" / "cvae")
     newest = checkpoints.directory / str(checkpoints.steps()[0])
     victim = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -77,8 +75,8 @@ def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(tmp_path, cap
         loaded = cvae_jax.load(str(tmp_path / "hurt"))
     assert str(newest) in caplog.text and "damaged" in caplog.text
     assert "has not finished training" in caplog.text and loaded.stages[-1].name == "cvae"
-    cvae_jax.train(config, str(tmp_path / "hurt"))
-    assert kill.fingerprint(tmp_path / "hurt") == kill.fingerprint(tmp_path / "whole")
+    cvae_jax.train(small_config(), str(tmp_path / "hurt"))
+    assert kill.fingerprint(tmp_path / "hurt") == kill.fingerprint(small_run)
 
 
 def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
@@ -106,6 +104,8 @@ def test_check_finite_names_the_first_bad_step():
 def test_early_stopping_hands_on_the_best_weights(tmp_path):
     config = small_config(**{"baseline.epochs": 60, "baseline.patience": 2, "baseline.optimizer.learning_rate": 0.03})
     config.baseline.optimizer.schedule = "constant"
+    config.baseline.checkpoint_every = 100
+    config.cvae.epochs = 1
     cvae_jax.train(config, str(tmp_path))
     rows = [row for row in metrics.read(tmp_path) if row["stage"] == "baseline"]
     losses = [row["valid/loss"] for row in rows]
@@ -269,27 +269,20 @@ def test_what_is_collapsed(caplog):
     assert told("hybrid", [0.01], 4) == (0, "")  # with alpha 0 its q is not trained
 
 
-def test_patience_begins_when_the_annealing_ends(tmp_path):
-    annealing = {"annealing": "linear", "annealing_steps": 40 * 6}
+def test_beta_is_annealed_and_neither_validation_nor_patience_is(tmp_path):
     config = small_config(**{"baseline.epochs": 1, "cvae.epochs": 9, "cvae.patience": 1, "cvae.averaging": 0.0})
-    config.cvae.objective.update(annealing)
+    config.cvae.objective.update(annealing="linear", annealing_steps=240, beta=0.5)
     config.cvae.optimizer.update(learning_rate=0.05, schedule="constant")
     cvae_jax.train(config, str(tmp_path))
-    losses = [row["valid/loss"] for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
-    assert (np.diff(losses[:5]) > 0).any(), "validation never got worse before the end of the annealing"
-    assert len(losses) >= 6
-
-
-def test_beta_is_annealed_and_validation_is_not(tmp_path):
-    annealing = {"name": "elbo", "annealing": "linear", "annealing_steps": 100, "beta": 0.5}
-    cvae_jax.train(small_config(**{f"cvae.objective.{key}": value for key, value in annealing.items()}), str(tmp_path))
     rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
-    per_epoch = 1297 // 32
     for row in rows:
-        steps = np.arange(row["step"] - per_epoch, row["step"])
-        assert math.isclose(row["train/beta"], 0.5 * np.minimum(steps / 100, 1).mean(), rel_tol=1e-5)
+        steps = np.arange(row["step"] - 1297 // 32, row["step"])
+        assert math.isclose(row["train/beta"], 0.5 * np.minimum(steps / 240, 1).mean(), rel_tol=1e-5)
         assert math.isclose(row["valid/loss"], -row["valid/log_p_y"] + 0.5 * row["valid/kl"], rel_tol=1e-5)
         assert "valid/beta" not in row
+    losses = [row["valid/loss"] for row in rows]
+    assert (np.diff(losses[:5]) > 0).any(), "validation never got worse before the end of the annealing"
+    assert len(losses) >= 6
 
 
 def test_an_annealing_longer_than_the_run_is_refused(tmp_path):
@@ -325,14 +318,13 @@ def test_one_and_eight_devices_follow_the_same_path(tmp_path):
                 assert math.isclose(value, eight[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
 
 
-def test_one_two_and_eight_devices_measure_the_same(tmp_path):
-    cvae_jax.train(small_config(), str(tmp_path))
+def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
     values = []
-    for devices in (1, 2, 8):
+    for devices in (1, 8):
         run_on(
             devices,
             "import numpy as np; from cvae_jax import data, evaluation, experiment\n"
-            f"trained = experiment.load({str(tmp_path)!r})\n"
+            f"trained = experiment.load({str(small_run)!r})\n"
             "arrays = data.load(trained.config.data, trained.task.raw)['test']\n"
             "arrays = {name: array[:50] for name, array in arrays.items()}\n"
             "found = evaluation.measure(trained, trained.stages[1], arrays, [('is', 40)], seed=0)\n"
@@ -340,7 +332,6 @@ def test_one_two_and_eight_devices_measure_the_same(tmp_path):
         )
         values.append(np.load(tmp_path / f"{devices}.npy"))
     np.testing.assert_allclose(values[1], values[0], atol=1e-5)
-    np.testing.assert_allclose(values[2], values[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -399,9 +390,8 @@ def test_a_workdir_has_one_owner(tmp_path):
         pass
 
 
-def test_damaged_files_of_a_workdir_are_one_line(tmp_path):
-    config = small_config(**{"baseline.epochs": 1, "cvae.epochs": 1})
-    cvae_jax.train(config, str(tmp_path / "run"))
+def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
     for name, spoil, message in (
         ("config.json", lambda text: text[:50], "config.json is damaged"),
         ("config.json", lambda text: "[]", "config.json is damaged"),
@@ -422,8 +412,8 @@ def test_damaged_files_of_a_workdir_are_one_line(tmp_path):
         cvae_jax.load(str(tmp_path / "run"))
 
 
-def test_a_workdir_of_another_config_is_refused_and_unharmed(tmp_path):
-    cvae_jax.train(small_config(), str(tmp_path))
+def test_a_workdir_of_another_config_is_refused_and_unharmed(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
     before = kill.fingerprint(tmp_path)
     with pytest.raises(UserError, match=r"cvae.latent: 4 there, 5 now"):
         cvae_jax.train(small_config(**{"cvae.latent": 5}), str(tmp_path))
@@ -438,9 +428,8 @@ def test_an_unwritable_workdir_is_one_line(tmp_path):
         cvae_jax.train(small_config(), str(tmp_path / "file" / "workdir"))
 
 
-def test_metrics_hold_every_term_and_no_clock(tmp_path):
-    cvae_jax.train(small_config(), str(tmp_path))
-    row = json.loads((tmp_path / metrics.FILE).read_text().splitlines()[-1])
+def test_metrics_hold_every_term_and_no_clock(small_run):
+    row = json.loads((small_run / metrics.FILE).read_text().splitlines()[-1])
     terms = {"loss", "log_p_y", "kl"}
     assert {name for name in row if name.startswith("valid/")} == {f"valid/{term}" for term in terms}
     assert {name for name in row if name.startswith("train/")} == {f"train/{term}" for term in terms}
