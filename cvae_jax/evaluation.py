@@ -280,7 +280,7 @@ def _report(found: Findings, settings: Annealing) -> str:
     results, simulated, codes = found
     everything = (*results, *simulated)
     compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
-    protocols = "; ".join(sorted({result.protocol for result in everything}))
+    protocols = "; ".join(sorted({result.protocol for result in results or simulated}))
     counts = sorted({len(result.estimates[0].value) for result in everything})
     seeds = max(len(result.seeds) for result in everything)
     names = {result.estimator for result in everything}
