@@ -61,3 +61,11 @@ def small_run(tmp_path_factory) -> pathlib.Path:
     with jax.numpy_dtype_promotion("standard"):  # optax, see above; this fixture outlives that one
         cvae_jax.train(small_config(), str(folder))
     return folder
+
+
+@pytest.fixture
+def compiled_quickly():
+    """Less optimised programs: for tests of statistics, whose time is all compilation, never for those of bits."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -141,9 +141,20 @@ def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
     assert (np.asarray(batches[0].y) != np.asarray(batches[2].y)).any()
 
 
-def test_what_cannot_be_measured_is_refused_before_anything_is(workdir, tmp_path):
-    with pytest.raises(UserError, match="num_samples=1 must be at least 2 for the jackknife"):
-        evaluation.evaluate([str(workdir)], ["is", "jackknife"], [1], num_examples=5, output=str(tmp_path / "eval"))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimators": ["is", "jackknife"], "num_samples": [1]}, "num_samples=1 must be at least 2 for the jackknife"),
+        ({"estimators": ["foo"]}, "estimator='foo' is not known; choose from elbo, mc, is, jackknife, defensive"),
+        ({"num_samples": ["0"]}, "num_samples=0 must be a whole number of at least 1"),
+        ({"num_samples": ["ten"]}, "num_samples=ten must be a whole number of at least 1"),
+        ({"num_examples": -1}, "num_examples=-1 must not be negative"),
+        ({"settings": Annealing(num_steps=0)}, "num_steps=0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(workdir, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        evaluation.evaluate([str(workdir)], output=str(tmp_path / "eval"), **changes)
     assert not (tmp_path / "eval").exists()
 
 
