@@ -56,11 +56,10 @@ def invariance(arguments: argparse.Namespace) -> str:
             subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": flags})
             found = np.load(path)
             reference = found[0] if reference is None else reference
-            lines.append([str(devices), *(f"{np.abs(values - reference).max():.1e}" for values in found)])
-    text = (
-        "Greatest difference of an example's value from that on one device in chunks of 10, nats: 200 examples, 1,000 "
-    )
-    return f"{text}samples.\n\n" + "\n".join(tables.markdown(lines))
+            moved = [values - reference for values in found]
+            lines.append([str(devices), *(f"{np.abs(one).max():.1e}, {one.mean():+.1e}" for one in moved)])
+    text = "Differences from the values on one device in chunks of 10, nats: an example's greatest, and their mean"
+    return f"{text}; 200 examples, 1,000 samples.\n\n" + "\n".join(tables.markdown(lines))
 
 
 def speed(arguments: argparse.Namespace) -> str:

@@ -45,7 +45,7 @@ class Log:
             file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        seed = f"/seed_{values['seed']}" * self._by_seed
+        seed = f"/seed_{values['seed']}" if self._by_seed else ""
         curves = {name: value for name, value in {**values, **timings}.items() if name not in ("seed", "epoch")}
         for name, value in curves.items():
             self._board.add_scalar(name + seed, value, step)

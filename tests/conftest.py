@@ -65,7 +65,10 @@ def small_run(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def compiled_quickly():
-    """Less optimised programs: for tests of statistics, whose time is all compilation, never for those of bits."""
+    """Less optimised programs, for tests of statistics, whose time is all compilation.
+
+    Never for those of bits, nor for programs that they share: JAX keeps what it has compiled, however it was.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -143,7 +143,6 @@ def one_block(monkeypatch):
 # Weights, against closed forms.
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     ("settings", "scale", "shift"),
     [(FROM_Q, 0.5, 0.0), (FROM_Q, 0.7, 0.0), (FROM_Q, 2.0, 0.0), (FROM_Q, 1.2, 1.0), (FROM_PRIOR, 1.0, 0.0)],
@@ -234,7 +233,6 @@ def test_trajectories_that_run_away_are_rejected(one_block):
 # Bidirectional Monte Carlo.
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("settings", [FROM_Q, FROM_PRIOR])
 def test_bdmc(request, settings):
     if settings is FROM_PRIOR:
@@ -266,7 +264,6 @@ def test_few_steps_show_a_weight_at_the_wrong_temperature(one_block):
     assert_unbiased((truth - found.reverse.log_weights)[..., None], 0.04)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_simulated_z_and_y_are_drawn_from_the_model():
     count = 2000
     x = np.repeat(X_[:1], count, 0)
