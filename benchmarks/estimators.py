@@ -25,6 +25,7 @@ from cvae_jax import annealing, inference, keys, objectives, parallel
 from cvae_jax.estimators import unreliable
 from cvae_jax.tables import markdown
 
+parallel.use_every_core()  # before the first number on a device
 KEY = jax.random.key(0)
 # Models with the number of samples that take the errors to 0.002 nats.
 SIZES = {LinearGaussian(2, 2, 4): 2_000_000, LinearGaussian(3, 8, 16): 1_000_000, LinearGaussian(4, 32, 64): 400_000}
@@ -162,7 +163,6 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--output", help="file that receives the tables, beside stdout")
     arguments = parser.parse_args()
-    parallel.use_every_core()
     texts = []
     for name in arguments.only.split(","):
         began = time.perf_counter()
