@@ -74,7 +74,7 @@ def coverage(replicates: int = 1000) -> str:
     x, y = (np.repeat(one, replicates, 0) for one in model.data(1))  # other indices: other random numbers
     truth = model.log_p_y(x[:1], y[:1])
     lines = [["estimator", "samples or chains", "95% intervals that hold the truth", "mean error", "sd of the error"]]
-    wanted = [(name, 16 if name == "ais" else 1000) for name in NAMES]
+    wanted = [(name, 64 if name == "ais" else 1000) for name in NAMES]
     for (name, count), estimate in measured(model, wanted, 1.2, x, y).items():
         missed = estimate.value - truth
         held = (np.abs(missed) < 1.96 * estimate.error).mean()
