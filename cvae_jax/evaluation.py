@@ -185,7 +185,8 @@ def evaluate(
             model = f"{label} {stage.name}"
             found.add(run, model, measured)
             if measured[0].code is not None:
-                title = f"{model}, {first.task.column}: {split} split"
+                seed_of = f", seed {first.seed}" * (len(run.trained) > 1)
+                title = f"{model}{seed_of}, {first.task.column}: {split} split"
                 figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
         picture = folder / f"samples_{base}.png"
         experiment.draw_samples(first, arrays, picture, f"{label}, {first.task.column}: {split} split")
