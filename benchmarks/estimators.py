@@ -22,13 +22,14 @@ from jax import Array
 from linear_gaussian import LinearGaussian
 
 from cvae_jax import annealing, inference, keys, objectives, parallel
-from cvae_jax.estimators import unreliable
+from cvae_jax.estimators import Estimate, unreliable
 from cvae_jax.tables import markdown
 
 parallel.use_every_core()  # before the first number on a device
 KEY = jax.random.key(0)
 # Models with the number of samples that take the errors to 0.002 nats.
 SIZES = {LinearGaussian(2, 2, 4): 2_000_000, LinearGaussian(3, 8, 16): 1_000_000, LinearGaussian(4, 32, 64): 400_000}
+CHAINS = 64  # of ais and bdmc
 WIDTH = 1.05  # of q, over the posterior's: an adequate proposal
 NAMES = [name for name in inference.ESTIMATOR_NAMES if name != "elbo"]
 
@@ -38,32 +39,39 @@ def measured(model: LinearGaussian, wanted: list[tuple[str, int]], scale: float,
     return inference.log_probs(model.model, model.variables(scale), model.batch_of(x, y), wanted, KEY)
 
 
+HEAD = [
+    "estimator",
+    "samples or chains",
+    "mean error",
+    "mean |error|",
+    "greatest |error|",
+    "MC error",
+    "ESS",
+    "flagged",
+]
+
+
+def row(name: str, count: int, estimate: Estimate, truth: np.ndarray) -> list[str]:
+    """What HEAD names: errors over examples, their mean Monte Carlo error, and the shares flagged: error, value."""
+    missed = estimate.value - truth
+    numbers = (missed.mean(), np.abs(missed).mean(), np.abs(missed).max(), estimate.error.mean())
+    flagged = ", ".join(f"{share.mean():.0%}" for share in unreliable(estimate, count))
+    return [name, f"{count:,}", *(f"{number:.5f}" for number in numbers), f"{np.median(estimate.ess):,.0f}", flagged]
+
+
 def accuracy() -> str:
-    """Absolute errors of every estimator on models of several sizes, q a little wider than the posterior."""
-    head = ["z, y", "estimator", "samples or chains", "mean error", "greatest error", "mean MC error", "ESS", "flagged"]
-    lines = [head]
+    """Errors of every estimator on models of several sizes, q a little wider than the posterior."""
+    lines = [["z, y", *HEAD]]
     for model, num_samples in SIZES.items():
         x, y = model.data(20)
         truth = model.log_p_y(x, y)
-        wanted = [(name, 64 if name == "ais" else num_samples) for name in NAMES]
-        found = measured(model, wanted, WIDTH, x, y)
-        bidirectional = annealing.bdmc(model.model, model.variables(WIDTH), model.batch_of(x, None), 64, KEY)
-        simulated = np.asarray(bidirectional.batch.y, np.float64)
-        rows = [(*one, found[one], truth) for one in wanted]
+        wanted = [(name, CHAINS if name == "ais" else num_samples) for name in NAMES]
+        rows = [row(*one, found, truth) for one, found in measured(model, wanted, WIDTH, x, y).items()]
+        bidirectional = annealing.bdmc(model.model, model.variables(WIDTH), model.batch_of(x, None), CHAINS, KEY)
+        truth = model.log_p_y(x, np.asarray(bidirectional.batch.y, np.float64))
         bounds = zip(("bdmc, lower bound", "bdmc, upper bound"), annealing.bounds(bidirectional), strict=True)
-        rows += [(name, 64, bound, model.log_p_y(x, simulated)) for name, bound in bounds]
-        for name, count, estimate, wanted_value in rows:
-            missed = np.abs(estimate.value - wanted_value)
-            lines.append(
-                [
-                    f"{model.z_size}, {model.y_size}",
-                    name,
-                    f"{count:,}",
-                    *(f"{number:.5f}" for number in (missed.mean(), missed.max(), estimate.error.mean())),
-                    f"{np.median(estimate.ess):,.0f}",
-                    f"{unreliable(estimate, count).value.mean():.0%}",
-                ]
-            )
+        rows += [row(name, CHAINS, bound, truth) for name, bound in bounds]
+        lines += [[f"{model.z_size}, {model.y_size}", *one] for one in rows]
     title = "### Accuracy: 20 examples, q 1.05 times as wide as the posterior, errors in nats"
     return title + "\n\n" + "\n".join(markdown(lines))
 
@@ -84,26 +92,13 @@ def coverage(replicates: int = 1000) -> str:
 
 def proposals() -> str:
     """Errors of every estimator with proposals too narrow and too wide, and which are flagged."""
-    flags = ["error flagged", "value flagged"]
-    lines = [["width of q", "estimator", "samples or chains", "mean error", "worst error", "ESS", *flags]]
-    model = LinearGaussian(3, 8, 16)
+    model, lines = LinearGaussian(3, 8, 16), [["width of q", *HEAD]]
     x, y = model.data(200)
+    truth = model.log_p_y(x, y)
     for scale in (0.5, 0.7, 1.2, 2.0):
         wanted = [(name, 16 if name == "ais" else 5000) for name in NAMES]
-        for (name, count), estimate in measured(model, wanted, scale, x, y).items():
-            missed = estimate.value - model.log_p_y(x, y)
-            doubted = unreliable(estimate, count)
-            lines.append(
-                [
-                    f"x{scale}",
-                    name,
-                    f"{count:,}",
-                    f"{missed.mean():+.4f}",
-                    f"{missed[np.abs(missed).argmax()]:+.3f}",
-                    f"{np.median(estimate.ess) / count:.1%}",
-                    *(f"{share.mean():.0%}" for share in doubted),
-                ]
-            )
+        found = measured(model, wanted, scale, x, y)
+        lines += [[f"x{scale}", *row(*one, estimate, truth)] for one, estimate in found.items()]
     title = "### Proposals: 200 examples, 8 latent units, width of q over the posterior's"
     return title + "\n\n" + "\n".join(markdown(lines))
 

@@ -52,9 +52,6 @@ class Annealing(NamedTuple):
     num_leapfrog: int = 5  # steps in each Hamiltonian transition
 
 
-DEFAULT = Annealing()
-
-
 class Chains(NamedTuple):
     """What the chains of one direction found."""
 
@@ -88,7 +85,7 @@ class Point(NamedTuple):
 
 
 def ais(
-    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = DEFAULT
+    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = Annealing()
 ) -> Chains:
     """Annealed importance sampling: exp(log_weights) is unbiased for p(y|x), see `estimators.log_mean_exp`.
 
@@ -111,7 +108,7 @@ def simulate(model: Model, variables: Variables, batch: Batch, key: Array) -> tu
 
 
 def bdmc(
-    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = DEFAULT
+    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = Annealing()
 ) -> Bidirectional:
     """Bidirectional Monte Carlo: how far from the truth annealing is, on y drawn from the model.
 

@@ -28,9 +28,9 @@ class Batch(NamedTuple):
     x: PyTree  # all that is known when predicting
     y: PyTree  # one leaf per head of the likelihood; None when predicting
     weight: PyTree  # like y: multiplies the element-wise log p(y|x,z), so 0 masks an output
-    # [batch] int32, position in the split, from which evaluation keys are folded. The ignored error: the field's
-    # name hides tuple.index, a method that nobody calls on a batch.
-    index: Array  # type: ignore[assignment]
+    # Array [batch] int32, position in the split, from which evaluation keys are folded. Any, because a named tuple's
+    # own method of that name, which nobody calls on a batch, would contradict an array.
+    index: Any
     valid: Array  # [batch] float32, 0 for rows that only fill up the last batch
 
 
