@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.flatten_util import ravel_pytree
 
 from cvae_jax import keys
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate, log_mean_exp
+from cvae_jax.hamiltonian import Point, transitions
 from cvae_jax.model import Batch, Model, PyTree, Variables
 
 BLOCK_EXAMPLES = 10  # that a device computes at once
@@ -72,16 +72,6 @@ class ChainKeys(NamedTuple):
 
     start: Array  # for the z that a chain starts from
     move: Array  # from which the keys of its transitions are folded
-
-
-class Point(NamedTuple):
-    """A z, with what the path needs to know of it at any temperature t: log f_t = log_start + t log_ratio."""
-
-    z: PyTree
-    log_start: Array  # [batch, *factors]
-    log_ratio: Array  # log p(y,z|x) - log start(z)
-    grad_start: PyTree
-    grad_ratio: PyTree
 
 
 def ais(
@@ -247,12 +237,12 @@ def _tune(
     draw, evaluate = _path(model, settings, variables, batch)
     draws = jax.vmap(draw)(chain_keys.start)
     scale = jax.tree.map(lambda leaf: leaf.std(0), draws)
-    transitions = _transitions(evaluate, settings.num_leapfrog, scale)
+    move_all = transitions(evaluate, settings.num_leapfrog, scale)
 
     def move(state: tuple[Point, Array], at: tuple[Array, Array]) -> tuple[tuple[Point, Array], Array]:
         points, log_step = state
         number, t = at
-        points, acceptance = transitions(points, _at(chain_keys.move[:BLOCK_CHAINS], number), t, jnp.exp(log_step))
+        points, acceptance = move_all(points, _at(chain_keys.move[:BLOCK_CHAINS], number), t, jnp.exp(log_step))
         log_step += GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
         return (points, log_step), jnp.exp(log_step)
 
@@ -282,11 +272,11 @@ def _anneal(
     draw, evaluate = _path(model, settings, variables, batch)
     reverse = exact is not None
     scale, step_sizes = tuning
-    transitions = _transitions(evaluate, settings.num_leapfrog, scale)
+    move_all = transitions(evaluate, settings.num_leapfrog, scale)
 
     def move(points: Point, at: tuple[Array, Array, Array]) -> tuple[Point, tuple[Array, Array]]:
         number, t, step_size = at
-        moved, acceptance = transitions(points, _at(chain_keys.move, number), t, step_size)
+        moved, acceptance = move_all(points, _at(chain_keys.move, number), t, step_size)
         return moved, (points.log_ratio, acceptance)
 
     if reverse:
@@ -344,66 +334,3 @@ def _path(
         return Point(z, log_start, log_ratio, grad_start, grad_ratio)
 
     return lambda keys: model.draw(variables, encoding, keys, settings.start).z, evaluate
-
-
-def _transitions(evaluate: Callable[[PyTree], Point], num_leapfrog: int, scale: PyTree) -> Callable[..., Any]:
-    """Hamiltonian transitions of [chains], each at its keys, all at the same temperature and step sizes."""
-    return jax.vmap(partial(_transition, evaluate, num_leapfrog, scale), (0, 0, None, None))
-
-
-def _transition(
-    evaluate: Callable[[PyTree], Point],
-    num_leapfrog: int,
-    scale: PyTree,
-    point: Point,
-    keys: Array,
-    t: Array,
-    step_size: Array,
-) -> tuple[Point, Array]:
-    """A Hamiltonian transition that leaves log_start + t log_ratio unchanged (Neal 2011, section 3).
-
-    Factors are independent given x: each has its step size, energy and acceptance, [batch, *factors].
-    """
-    # Half the square of two Gaussians is exponential, as minus the log of a uniform number is. One stream of noise
-    # for all that is drawn: each more takes seconds to compile.
-    momentum, *two = _noise(keys, (point.z, point.log_start, point.log_start))
-    patience = 0.5 * (two[0] ** 2 + two[1] ** 2)
-
-    def kick(momentum: PyTree, point: Point, size: float) -> PyTree:
-        def one(p: Array, s: Array, start: Array, ratio: Array) -> Array:
-            return p + size * _beside(step_size, p) * s * (start + t * ratio)
-
-        return jax.tree.map(one, momentum, scale, point.grad_start, point.grad_ratio)
-
-    def leap(_: Array, state: tuple[Point, PyTree]) -> tuple[Point, PyTree]:
-        point, momentum = state
-        z = jax.tree.map(lambda z, s, p: z + _beside(step_size, z) * s * p, point.z, scale, momentum)
-        point = evaluate(z)
-        return point, kick(momentum, point, 1.0)
-
-    def log_density(point: Point, momentum: PyTree) -> Array:
-        return point.log_start + t * point.log_ratio - 0.5 * _sum_squares(momentum, step_size.ndim)
-
-    proposal, end = jax.lax.fori_loop(0, num_leapfrog, leap, (point, kick(momentum, point, 0.5)))
-    new = log_density(proposal, kick(end, proposal, -0.5))
-    gain = new - log_density(point, momentum)
-    sound = jnp.isfinite(new)  # a trajectory that ran away is rejected
-    accept = sound & (gain > -patience)
-    point = jax.tree.map(lambda a, b: jnp.where(_beside(accept, a), a, b), proposal, point)
-    return point, jnp.where(sound, jnp.exp(jnp.minimum(gain, 0)), 0)
-
-
-def _noise(keys: Array, like: PyTree) -> PyTree:
-    """Standard Gaussians like the leaves [batch, ...] of a tree, under keys [batch]."""
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], like))
-    return jax.vmap(lambda key: unravel(jax.random.normal(key, flat.shape, flat.dtype)))(keys)
-
-
-def _beside(cells: Array, leaf: Array) -> Array:
-    """[batch, *factors] given the axes of a leaf [batch, *factors, ...], to broadcast."""
-    return cells.reshape(cells.shape + (1,) * (leaf.ndim - cells.ndim))
-
-
-def _sum_squares(tree: PyTree, ndim: int) -> Array:
-    """Over all leaves and their axes beyond the first `ndim`."""
-    return sum((leaf**2).sum(tuple(range(ndim, leaf.ndim))) for leaf in jax.tree.leaves(tree))

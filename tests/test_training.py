@@ -91,16 +91,6 @@ def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps()
 
 
-def test_check_finite_names_the_first_bad_step():
-    terms = {"loss": np.array([[1.0, 2.0, np.nan]]), "kl": np.array([[1.0, np.inf, 1.0]])}
-    stage, nowhere = tasks.make_task(small_config()).stages[0], Checkpoints(pathlib.Path("nowhere"))
-    with pytest.raises(DivergenceError, match="baseline: kl not finite at step 11;"):
-        training.check_finite(stage, 10, terms, np.array([0]), nowhere)
-    of_three = {"loss": np.array([[1.0, 2.0], [3.0, np.nan], [1.0, 1.0]])}
-    with pytest.raises(DivergenceError, match="loss of seed 6 not finite at step 11;"):
-        training.check_finite(stage, 10, of_three, np.array([5, 6, 7]), nowhere)
-
-
 def test_early_stopping_hands_on_the_best_weights(tmp_path):
     config = small_config(**{"baseline.epochs": 60, "baseline.patience": 2, "baseline.optimizer.learning_rate": 0.03})
     config.baseline.optimizer.schedule = "constant"
@@ -231,42 +221,6 @@ def test_seeds_are_independent_and_found_by_their_number(tmp_path):
     np.testing.assert_array_equal(kernel(cvae_jax.load(str(tmp_path))), kernel(first))
     with pytest.raises(UserError, match=r"seed=0 is not trained in .*; there are 7, 8"):
         cvae_jax.load(str(tmp_path), seed=0)
-
-
-# Collapse.
-
-
-def collapse_warnings(tmp_path, caplog, **changes):
-    with caplog.at_level(logging.WARNING, "cvae_jax"):
-        cvae_jax.train(small_config(**{"cvae.epochs": 8, "cvae.patience": 0, **changes}), str(tmp_path))
-    rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
-    return [record for record in caplog.messages if "the posterior has collapsed" in record], rows[-1]["valid/kl"]
-
-
-def test_a_collapsed_posterior_is_told(tmp_path, caplog):
-    found, kl = collapse_warnings(tmp_path, caplog, **{"cvae.objective.beta": 100.0})
-    assert kl < training.COLLAPSED_KL
-    assert len(found) == 2  # once it has lasted, and at the last epoch
-    assert found[-1].startswith(f"cvae: the posterior has collapsed: KL(q || p) is {kl:.3f} nats")
-    assert "cvae.objective.free_bits" in found[-1]
-
-
-def test_what_is_collapsed(caplog):
-    def told(name, kl, before, last=False, seeds=(0,), step=100):
-        config = small_config(**{"cvae.objective.name": name, "cvae.objective.alpha": 0.0 if name == "hybrid" else 0.5})
-        stage = tasks.make_task(config).stages[1]
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "cvae_jax"):
-            now = training.warn_of_collapse(stage, step, {"valid/kl": np.array(kl)}, np.array(seeds), before, last)
-        return now, " ".join(caplog.messages)
-
-    assert told("elbo", [5.0], 4) == (0, "")
-    assert told("elbo", [0.01], 3) == (4, "")  # it may still grow
-    assert told("elbo", [0.01], 2, last=True) == (3, "")
-    assert told("elbo", [0.01], 4)[1]
-    count, text = told("iwae", [3.0, 0.01], 7, last=True, seeds=(4, 5))
-    assert count == 8 and "the posterior of seed 5 has collapsed" in text and "free_bits" not in text
-    assert told("hybrid", [0.01], 4) == (0, "")  # with alpha 0 its q is not trained
 
 
 def test_beta_is_annealed_and_neither_validation_nor_patience_is(tmp_path):

@@ -1,0 +1,150 @@
+"""Draws and their scores: the mixture, what they depend on, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import pytest
+from test_estimators import FACTORED, SIGMAS, X_, Y_, estimate
+
+from cvae_jax import inference
+from cvae_jax.errors import UserError
+from cvae_jax.estimators import ESTIMATORS, PRIOR_SHARE, log_mean_exp, unreliable
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
+# The defensive mixture.
+
+
+def of_mixture(of, score, num_samples, scale, shift, count=4):
+    return inference.scores(
+        of.model,
+        of.variables(scale, shift),
+        of.batch_of(*of.data(count)),
+        "defensive",
+        score,
+        num_samples,
+        jax.random.key(0),
+    )
+
+
+@pytest.mark.parametrize("of", [lg.DEFAULT, FACTORED], ids=["plain", "factored"])
+def test_defensive_weights_are_bounded(of):
+    how = ESTIMATORS["defensive"]
+    log_weights, log_p_y, by_q = of_mixture(
+        of, lambda draw: (how.score(draw), draw.log_p_y, ESTIMATORS["is"].score(draw)), 2000, 0.5, 0.5
+    )
+    for excess, bound in ((log_weights - log_p_y, -np.log(PRIOR_SHARE)), (log_weights - by_q, -np.log1p(-PRIOR_SHARE))):
+        assert 0.8 * bound < excess.max() < bound + 1e-4
+
+
+def test_a_coin_for_every_factor_and_sample():
+    # q so narrow and far away that no draw of the prior is taken for one of its own.
+    from_prior = of_mixture(FACTORED, lambda draw: draw.log_q_z < draw.log_p_z - 100, 2000, 0.01, 30.0)
+    assert from_prior.shape == (2000, 4, 6)
+    np.testing.assert_allclose(from_prior.mean(), PRIOR_SHARE, atol=0.003)
+    pairs = np.einsum("sbf,sbg->fg", from_prior.astype(float), from_prior) / from_prior[..., 0].size
+    np.testing.assert_allclose(pairs[~np.eye(6, dtype=bool)], PRIOR_SHARE**2, atol=0.008)
+
+
+# Factors.
+
+
+def test_factors_need_few_samples_where_the_joint_estimate_needs_many():
+    of = lg.LinearGaussian(x_size=3, z_size=100, y_size=100, factored=True)
+    x, y = of.data(6)
+    truth, num_samples = of.log_p_y(x, y), 200
+    factored = estimate("mc", num_samples, 1.0, 0.0, x, y, of)
+    assert np.abs(factored.value - truth).max() < SIGMAS * factored.error.max() < 5
+    joint = log_mean_exp(scores(of, "mc", num_samples=num_samples).sum(-1))
+    assert (joint.value - truth).max() < -10
+    assert unreliable(joint, num_samples).value.all()
+
+
+# Scores depend on (key, index of the example, number of the sample) alone.
+
+
+CASES = pytest.mark.parametrize(
+    ("of", "name"), [(lg.DEFAULT, "is"), (lg.DEFAULT, "defensive"), (FACTORED, "defensive")]
+)
+
+
+def scores(of, name, batch=None, num_samples=40, draws_per_call=2000, seed=0):
+    how = ESTIMATORS[name]
+    batch = of.batch_of(*of.data(6)) if batch is None else batch
+    return inference.scores(
+        of.model, of.variables(1.2), batch, how.proposal, how.score, num_samples, jax.random.key(seed), draws_per_call
+    )
+
+
+@CASES
+@pytest.mark.parametrize("draws_per_call", [1, 100])
+def test_scores_do_not_depend_on_draws_per_call(of, name, draws_per_call):
+    found = scores(of, name, draws_per_call=draws_per_call)
+    assert found.shape == (40, 6, *[6] * of.factored)
+    np.testing.assert_allclose(found, scores(of, name), rtol=0, atol=1e-5)
+
+
+@CASES
+def test_scores_do_not_depend_on_the_batch(of, name):
+    batch = of.batch_of(*of.data(6))
+    rows = jnp.array([4, 0])
+    some = jax.tree.map(lambda leaf: leaf[rows], batch)
+    np.testing.assert_allclose(scores(of, name, some), scores(of, name)[:, [4, 0]], rtol=0, atol=1e-5)
+
+
+@CASES
+@pytest.mark.parametrize("draws_per_call", [18, 2000])
+def test_fewer_samples_are_the_first_of_more(of, name, draws_per_call):
+    fewer = scores(of, name, num_samples=13, draws_per_call=draws_per_call)
+    assert len(fewer) == 13
+    np.testing.assert_allclose(fewer, scores(of, name, draws_per_call=draws_per_call)[:13], rtol=0, atol=1e-5)
+
+
+@CASES
+def test_scores_differ_between_samples_examples_factors_and_keys(of, name):
+    x, y = of.data(1)
+    twins = of.batch_of(np.repeat(x, 2, 0), np.repeat(y, 2, 0))
+    found = np.stack([scores(of, name, twins, seed=seed) for seed in (0, 1)])
+    assert len(np.unique(found)) > 0.99 * found.size  # of so many float32 numbers two may be equal
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("hmc", 10), "estimator 'hmc' .*elbo, mc, is, jackknife, defensive"),
+        (("is", 0), "num_samples=0"),
+        (("jackknife", 1), "num_samples=1 must be at least 2"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(UserError, match=message):
+        estimate(*arguments)
+
+
+@pytest.mark.parametrize("name", ["elbo", "is"])
+def test_an_example_that_is_not_finite_is_named(name):
+    y = Y_.copy()
+    y[3, 1] = np.nan
+    with pytest.raises(UserError, match="1 of 6 examples, first at position 3") as raised:
+        estimate(name, 10, y=y)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_model_without_a_recognition_network(name):
+    model = lg.MODEL._replace(encode=_encode_without_q)
+    arguments = (model, lg.variables(), lg.batch_of(X_, Y_), name, 10_000, jax.random.key(0))
+    if name == "mc":
+        np.testing.assert_allclose(inference.log_prob(*arguments).value, lg.log_p_y(X_, Y_), atol=0.2)
+    else:
+        with pytest.raises(UserError, match="has no recognition network; use mc"):
+            inference.log_prob(*arguments)
+
+
+def _encode_without_q(variables, batch, train=None):
+    return {**lg.MODEL.encode(variables, batch), "q": None}

@@ -1,0 +1,56 @@
+"""What is said of a run while it trains."""
+
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+from test_training import small_config
+
+import cvae_jax
+from cvae_jax import metrics, monitor, tasks
+from cvae_jax.checkpoints import Checkpoints
+from cvae_jax.errors import DivergenceError
+
+
+def test_check_finite_names_the_first_bad_step():
+    terms = {"loss": np.array([[1.0, 2.0, np.nan]]), "kl": np.array([[1.0, np.inf, 1.0]])}
+    stage, nowhere = tasks.make_task(small_config()).stages[0], Checkpoints(pathlib.Path("nowhere"))
+    with pytest.raises(DivergenceError, match="baseline: kl not finite at step 11;"):
+        monitor.check_finite(stage, 10, terms, np.array([0]), nowhere)
+    of_three = {"loss": np.array([[1.0, 2.0], [3.0, np.nan], [1.0, 1.0]])}
+    with pytest.raises(DivergenceError, match="loss of seed 6 not finite at step 11;"):
+        monitor.check_finite(stage, 10, of_three, np.array([5, 6, 7]), nowhere)
+
+
+def collapse_warnings(tmp_path, caplog, **changes):
+    with caplog.at_level(logging.WARNING, "cvae_jax"):
+        cvae_jax.train(small_config(**{"cvae.epochs": 8, "cvae.patience": 0, **changes}), str(tmp_path))
+    rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
+    return [record for record in caplog.messages if "the posterior has collapsed" in record], rows[-1]["valid/kl"]
+
+
+def test_a_collapsed_posterior_is_told(tmp_path, caplog):
+    found, kl = collapse_warnings(tmp_path, caplog, **{"cvae.objective.beta": 100.0})
+    assert kl < monitor.COLLAPSED_KL
+    assert len(found) == 2  # once it has lasted, and at the last epoch
+    assert found[-1].startswith(f"cvae: the posterior has collapsed: KL(q || p) is {kl:.3f} nats")
+    assert "cvae.objective.free_bits" in found[-1]
+
+
+def test_what_is_collapsed(caplog):
+    def told(name, kl, before, last=False, seeds=(0,), step=100):
+        config = small_config(**{"cvae.objective.name": name, "cvae.objective.alpha": 0.0 if name == "hybrid" else 0.5})
+        stage = tasks.make_task(config).stages[1]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "cvae_jax"):
+            now = monitor.warn_of_collapse(stage, step, {"valid/kl": np.array(kl)}, np.array(seeds), before, last)
+        return now, " ".join(caplog.messages)
+
+    assert told("elbo", [5.0], 4) == (0, "")
+    assert told("elbo", [0.01], 3) == (4, "")  # it may still grow
+    assert told("elbo", [0.01], 2, last=True) == (3, "")
+    assert told("elbo", [0.01], 4)[1]
+    count, text = told("iwae", [3.0, 0.01], 7, last=True, seeds=(4, 5))
+    assert count == 8 and "the posterior of seed 5 has collapsed" in text and "free_bits" not in text
+    assert told("hybrid", [0.01], 4) == (0, "")  # with alpha 0 its q is not trained
