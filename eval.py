@@ -24,6 +24,7 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Split to
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 0, "The first so many examples of the split; 0: all.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the evaluation's random numbers.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where training found them.")
+TASK_MEASURES = flags.DEFINE_bool("task_measures", True, "Also what the task itself measures, such as an accuracy.")
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for results.json, results.md and figures; default WORKDIR/eval_SPLIT."
 )
@@ -45,6 +46,7 @@ def main() -> None:
             output=OUTPUT.value,
             num_chains=NUM_CHAINS.value,
             settings=Annealing(start=start, num_steps=AIS_STEPS.value, num_leapfrog=AIS_LEAPFROG.value),
+            task_measures=TASK_MEASURES.value,
         )
     )
 

@@ -31,7 +31,7 @@ CHUNKS, DEVICES = (10, 100, 1000), (1, 2, 8)
 def load(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """The first seed's models, their last stage and the test split."""
     trained = experiment.load(arguments.workdir)
-    arrays = data.load(trained.config.data, trained.task.raw)["test"]
+    arrays = data.load(trained.config.data, trained.task)["test"]
     return trained, trained.stages[-1], {name: arrays[name][: arguments.num_examples or None] for name in arrays}
 
 

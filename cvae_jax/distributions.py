@@ -4,7 +4,7 @@ Every distribution has `mean`, `sample(keys)` with one key per example, and elem
 """
 
 import math
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,26 @@ class Bernoulli(NamedTuple):
         return value * self.logits - jax.nn.softplus(self.logits)
 
 
+class Categorical(NamedTuple):
+    """One of several classes, given by unnormalised log probabilities [batch, ..., classes]."""
+
+    logits: Array
+
+    @property
+    def mean(self) -> Array:
+        """Probability of every class, [batch, ..., classes]."""
+        return jax.nn.softmax(self.logits)
+
+    def sample(self, keys: Array) -> Array:
+        """One class for every example, int32 [batch, ...]. `keys` is [batch]."""
+        return jax.vmap(jax.random.categorical)(keys, self.logits).astype(jnp.int32)
+
+    def log_prob(self, value: Array) -> Array:
+        """Log probability of the classes `value`, int32 [batch, ...], nats."""
+        of_all = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(of_all, value[..., None], -1)[..., 0]
+
+
 MAX_LOG_SCALE = 7.0  # standard deviations within [e^-7, e^7], so no KL can overflow float32
 
 
@@ -69,9 +89,22 @@ def bounded_normal(mean: Array, log_scale: Array) -> Normal:
     return Normal(mean, jnp.exp(MAX_LOG_SCALE * jnp.tanh(log_scale / MAX_LOG_SCALE)))
 
 
+def standard_normal(shape: tuple[int, ...]) -> Normal:
+    """N(0, I) of that shape, [batch, units]."""
+    return Normal(jnp.zeros(shape), jnp.ones(shape))
+
+
 def sum_per_example(elements: Array) -> Array:
     """Sums all axes but the first: [batch, ...] -> [batch]."""
     return elements.sum(tuple(range(1, elements.ndim)))
+
+
+def log_likelihood(p_y: Any, y: Array | None, weight: Array | None) -> Array | None:
+    """log p(y|x,z) [batch] of one head, its elements weighted (None: all count); None without y."""
+    if y is None:
+        return None
+    elements = p_y.log_prob(y)
+    return sum_per_example(elements if weight is None else weight * elements)
 
 
 class Latent(NamedTuple):

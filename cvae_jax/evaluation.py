@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, tables
+from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, report, tables
 from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import write_atomically
 from cvae_jax.diagnostics import LatentCode
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate, cautions
-from cvae_jax.experiment import Experiment, How
-from cvae_jax.model import Batch, Stage, Task
+from cvae_jax.experiment import Experiment
+from cvae_jax.model import Batch, How, Stage, Task
+from cvae_jax.report import Findings, TaskMeasure
 from cvae_jax.tables import Result
 
 LOGGER = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Measured(NamedTuple):
     cells: Cells
     simulated: Cells  # on y drawn from the model itself, with the bounds of bidirectional Monte Carlo; {} without
     code: LatentCode | None  # None without a trained recognition network
+    own: dict[str, np.ndarray]  # what the task measures beside: name -> values [examples]
 
 
 def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tuple[Batch, int]]:
@@ -71,6 +72,7 @@ def measure(
     seed: int,
     settings: Annealing = Annealing(),
     simulate: int = 0,
+    own: bool = False,
 ) -> Measured:
     """Estimates log p(y|x) of every example in `arrays`.
 
@@ -86,6 +88,7 @@ def measure(
       seed: of the evaluation's random numbers, nothing to do with that of training.
       settings: of annealed importance sampling.
       simulate: chains of bidirectional Monte Carlo for every example; 0: none.
+      own: also what the task itself measures.
     """
     task, how = trained.task, trained.how(stage.name)
     usable = _usable(how, wanted, settings)
@@ -95,8 +98,11 @@ def measure(
     total = -(-data.num_examples(arrays) // EXAMPLES_PER_BATCH)
     bar = tqdm(batches(task, arrays, seed), total=total, desc=f"{stage.name}, seed {trained.seed}", disable=None)
     for batch, valid in bar:
+        measured = task.measures.of_batch(model, variables, batch, how, key) if own and task.measures else {}
         if how.exact:
-            found.append((Measured({("exact", 1): inference.exact(model, variables, batch)}, {}, None), valid))
+            found.append(
+                (Measured({("exact", 1): inference.exact(model, variables, batch)}, {}, None, measured), valid)
+            )
             continue
         cells = inference.log_probs(model, variables, batch, usable, key, settings)
         code = diagnostics.latent_code(model, variables, batch, key) if how.has_recognition else None
@@ -107,11 +113,11 @@ def measure(
             simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
             others = [one for one in usable if one[0] != "ais"]  # whose chains are those of the lower bound
             simulated |= inference.log_probs(model, variables, bidirectional.batch, others, key, settings)
-        found.append((Measured(cells, simulated, code), valid))
+        found.append((Measured(cells, simulated, code, measured), valid))
     first, joined = found[0][0], _joined(found)
     # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
     cells, simulated = ({cell: new[cell] for cell in old} for new, old in zip(joined[:2], first[:2], strict=True))
-    return Measured(cells, simulated, joined.code)
+    return joined._replace(cells=cells, simulated=simulated)
 
 
 def _usable(how: How, wanted: Sequence[tuple[str, int]], settings: Annealing) -> list[tuple[str, int]]:
@@ -130,6 +136,7 @@ def evaluate(
     output: str | None = None,
     num_chains: int = 32,
     settings: Annealing = Annealing(),
+    task_measures: bool = True,
 ) -> str:
     """Measures the experiments in `workdirs`; writes results.json, examples.json, results.md and figures of each.
 
@@ -145,6 +152,7 @@ def evaluate(
       output: folder for what is written; default `<first workdir>/eval_<split>`.
       num_chains: of "ais" and "bdmc", for every example.
       settings: of "ais" and "bdmc".
+      task_measures: also what the tasks themselves measure, such as an accuracy.
 
     Returns:
       The tables, in Markdown.
@@ -176,68 +184,73 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
-    found = Findings([], [], [])
+    found = Findings([], [], [], [])
     for run in runs:
         arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
         first, label, base = run.trained[0], _label(run, runs), _base(run, runs)
         for stage in first.stages:
-            measured = [measure(one, stage, arrays, wanted, seed, settings, simulate) for one in run.trained]
+            measured = [
+                measure(one, stage, arrays, wanted, seed, settings, simulate, task_measures) for one in run.trained
+            ]
             model = f"{label} {stage.name}"
-            found.add(run, model, measured)
+            _collect(found, run, model, measured)
             if measured[0].code is not None:
                 seed_of = f", seed {first.seed}" * (len(run.trained) > 1)
                 title = f"{model}{seed_of}, {first.task.column}: {split} split"
                 figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
         picture = folder / f"samples_{base}.png"
-        experiment.draw_samples(first, arrays, picture, f"{label}, {first.task.column}: {split} split")
-    text = _report(found, settings)
+        title = f"{label}, {first.task.column}: {split} split"
+        experiment.draw_samples(first, arrays, picture, title)
+        experiment.draw_pictures(first, arrays, folder, base, title)
+    report.histograms(found.measured, folder)
+    text = report.text(found, settings)
     write_atomically(folder / "results.md", text)
     of_rows = {
         "likelihoods": [tables.summary(one) | tables.gain(one, found.results) for one in found.results],
         "simulated": [tables.summary(one) for one in found.simulated],
         "latent_code": tables.plain(found.codes),
+        "task_measures": [one.summary() for one in found.measured],
     }
     write_atomically(folder / "results.json", json.dumps(of_rows, indent=1, allow_nan=False))
     of_examples = {
         "likelihoods": [row for one in found.results for row in tables.examples(one)],
         "simulated": [row for one in found.simulated for row in tables.examples(one)],
+        "task_measures": [one.examples() for one in found.measured],
     }
     write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
     return text
 
 
-class Findings(NamedTuple):
-    """What is laid out in the end, in the order in which it was measured."""
+def _collect(found: Findings, run: "Run", model: str, measured: Sequence[Measured]) -> None:
+    """Adds what was found of one stage, an entry of `measured` a seed, and says what cannot be believed."""
+    task = run.trained[0].task
+    column = task.column
+    seeds = tuple(one.seed for one in run.trained)
+    for name in measured[0].own:
+        known = task.measures.known.get(name) if task.measures else None
+        values = np.stack([one.own[name] for one in measured])
+        found.measured.append(TaskMeasure(run.workdir, column, model, name, seeds, values, known))
 
-    results: list[Result]
-    simulated: list[Result]  # on y drawn from the models
-    codes: list[dict[str, Any]]
+    def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
+        return [
+            Result(run.workdir, protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
+            for cell in cells[0]
+        ]
 
-    def add(self, run: "Run", model: str, measured: Sequence[Measured]) -> None:
-        """Adds what was found of one stage, an entry of `measured` a seed, and says what cannot be believed."""
-        column = run.trained[0].task.column
-        seeds = tuple(one.seed for one in run.trained)
-
-        def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
-            return [
-                Result(run.workdir, protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
-                for cell in cells[0]
-            ]
-
-        self.results.extend(results(run.protocol, [one.cells for one in measured]))
-        self.simulated.extend(results(f"y drawn from the model, {run.protocol}", [one.simulated for one in measured]))
-        worst = f" in the worst of {len(seeds)} seeds" * (len(seeds) > 1)
-        for cells in ([one.cells for one in measured], [one.simulated for one in measured]):
-            for cell in cells[0]:
-                name, count = cell
-                chains = name == "ais" or name.startswith("bdmc")
-                mend = "more chains or temperatures may do" if chains else "more samples, or ais, may do"
-                for line in cautions(tables.mean_over_seeds([one[cell] for one in cells]), count):
-                    LOGGER.warning("%s, %s, %s with %d: %s%s; %s", model, column, name, count, line, worst, mend)
-        for seed, one in zip(seeds, measured, strict=True):
-            if one.code is not None:
-                identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
-                self.codes.append({**identity, "seed": seed, **diagnostics.summary(one.code)})
+    found.results.extend(results(run.protocol, [one.cells for one in measured]))
+    found.simulated.extend(results(f"y drawn from the model, {run.protocol}", [one.simulated for one in measured]))
+    worst = f" in the worst of {len(seeds)} seeds" * (len(seeds) > 1)
+    for cells in ([one.cells for one in measured], [one.simulated for one in measured]):
+        for cell in cells[0]:
+            name, count = cell
+            chains = name == "ais" or name.startswith("bdmc")
+            mend = "more chains or temperatures may do" if chains else "more samples, or ais, may do"
+            for line in cautions(tables.mean_over_seeds([one[cell] for one in cells]), count):
+                LOGGER.warning("%s, %s, %s with %d: %s%s; %s", model, column, name, count, line, worst, mend)
+    for seed, one in zip(seeds, measured, strict=True):
+        if one.code is not None:
+            identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
+            found.codes.append({**identity, "seed": seed, **diagnostics.summary(one.code)})
 
 
 def _label(run: "Run", runs: Sequence["Run"]) -> str:
@@ -276,58 +289,6 @@ def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int
         LOGGER.warning("%s: %s was trained without its recognition network: no %s", run.workdir, stage.name, shown)
 
 
-def _report(found: Findings, settings: Annealing) -> str:
-    """The tables with what their figures mean, in Markdown."""
-    results, simulated, codes = found
-    everything = (*results, *simulated)
-    compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
-    protocols = "; ".join(sorted({result.protocol for result in results or simulated}))
-    counts = sorted({len(result.estimates[0].value) for result in everything})
-    seeds = max(len(result.seeds) for result in everything)
-    names = {result.estimator for result in everything}
-    parts = [
-        *([tables.table(results)] if results else []),
-        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
-        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
-        "± is the standard error over examples"
-        + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
-        + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
-        "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
-        "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
-        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
-        "way, less so with more samples; the jackknife takes most of that bias off.",
-        *([f"A gain is over {compared}, paired by example."] if results else []),
-    ]
-    if names & {"ais", "bdmc, lower bound"}:
-        parts.append(
-            f"Annealing: chains (under samples) of {settings.num_steps} temperatures with {settings.num_leapfrog} "
-            f"leapfrog steps each, from {'q(z|x,y)' if settings.start == 'recognition' else 'p(z|x)'}."
-        )
-    if simulated:
-        parts += [
-            "## On y drawn from each model itself",
-            tables.table(simulated, gains=False),
-            "Bidirectional Monte Carlo: -log p(y|x) lies between minus the upper and minus the lower bound, up to "
-            "their MC errors. An estimator that stands between them is right here, on y that this model holds likely.",
-        ]
-    if codes:
-        units = max(code["units"] for code in codes)
-        by_chance = math.sqrt(math.log(2 * units / 0.05) / min(counts))  # both samples are of that size
-        lines = [["model", "column", "seed", "KL", "active units", "largest mismatch"]]
-        for code in codes:
-            active = f"{code['active_units']} of {code['units']}"
-            values = [f"{code['kl']:.2f}", active, f"{code['largest_mismatch']:.2f}"]
-            lines.append([code["model"], code["column"], str(code["seed"]), *values])
-        parts += [
-            "## Latent code",
-            "\n".join(tables.markdown(lines)),
-            f"KL(q || p) in nats, mean over examples, all units. A unit is active from {diagnostics.ACTIVE_KL} nats "
-            "on. Mismatch: the Kolmogorov-Smirnov distance between a unit's aggregate posterior and aggregate prior; "
-            f"the largest of {units} is above {by_chance:.2f} by chance in at most 5% of cases.",
-        ]
-    return "\n\n".join(parts) + "\n"
-
-
 class Run(NamedTuple):
     """A trained experiment beside the arrays it is to be measured on."""
 
@@ -344,7 +305,7 @@ def _open(workdir: str, split: str, data_dir: str | None) -> Run:
     if data_dir is not None:
         config.data.dir = data_dir
     try:
-        arrays = data.load(config.data, task.raw)[split]
+        arrays = data.load(config.data, task)[split]
     except UserError as error:
         raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
     fingerprint = experiment.fingerprint(task, {split: arrays})[split]

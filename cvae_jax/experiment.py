@@ -21,7 +21,7 @@ from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import Checkpoints, write_atomically
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate
-from cvae_jax.model import Model, Proposal, PyTree, Stage, Task, Variables, has_latents
+from cvae_jax.model import Batch, How, Model, PyTree, Stage, Task, Variables, has_latents
 
 LOGGER = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       DivergenceError: when a term of the loss is not finite.
     """
     task = tasks.make_task(config)
-    splits = data.load(config.data, task.raw)
+    splits = data.load(config.data, task)
     for stage in task.stages:
         training.check_settings(stage, data.num_examples(splits["train"]))
     if config.num_seeds < 1:
@@ -177,14 +177,6 @@ def seeds_of(config: ConfigDict) -> np.ndarray:
 
 def _of_seed(tree: PyTree, number: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[number], tree)
-
-
-class How(NamedTuple):
-    """How a trained model is measured."""
-
-    exact: bool  # it draws no z, or was trained at the prior's mean: log p(y|x) is known
-    has_recognition: bool  # its recognition network was trained, so that estimators may draw from it
-    predicts_from: Proposal
 
 
 class Experiment(NamedTuple):
@@ -285,21 +277,35 @@ class Experiment(NamedTuple):
 _sample = jax.jit(inference.sample, static_argnums=(0, 4, 5))
 
 
-def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:
-    """Saves the task's figure: the first examples of a split with every stage's prediction or samples."""
-    task = experiment.task
+def _shown(task: Task, arrays: dict[str, np.ndarray]) -> Batch:
+    """The first examples of a split."""
     index = jnp.arange(min(NUM_SHOWN, data.num_examples(arrays)))
     raw = {name: jnp.asarray(arrays[name][: len(index)]) for name in task.raw}
-    targets = keys.per_example(keys.stream(0, "targets"), index)
-    batch = task.batch(raw, index, jnp.ones(len(index)), targets, False)
-    shown = {}
+    return task.batch(raw, index, jnp.ones(len(index)), keys.per_example(keys.stream(0, "targets"), index), False)
+
+
+def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:
+    """Saves the task's figure: the first examples of a split with every stage's prediction or samples."""
+    batch = _shown(experiment.task, arrays)
+    drawn = {}
     for stage in experiment.stages:
         model, variables = experiment.model(stage.name)
         how = experiment.how(stage.name)
         count = 1 if how.exact else SAMPLES_SHOWN
-        sample_keys = keys.per_sample(keys.per_example(keys.stream(0, "figure"), index), jnp.arange(count))
-        shown[stage.name] = _sample(model, variables, batch, sample_keys, False, how.predicts_from)
-    figures.image_grid(task.panels(batch, shown), path, title)
+        example_keys = keys.per_example(keys.stream(0, "figure"), batch.index)
+        sample_keys = keys.per_sample(example_keys, jnp.arange(count))
+        drawn[stage.name] = _sample(model, variables, batch, sample_keys, False, how.predicts_from)
+    figures.image_grid(experiment.task.panels(batch, drawn), path, title)
+
+
+def draw_pictures(
+    experiment: Experiment, arrays: dict[str, np.ndarray], folder: pathlib.Path, base: str, title: str
+) -> None:
+    """Saves the task's other figures of the last stage, each as <its name>_<base>.png."""
+    model, variables = experiment.model()
+    batch, key = _shown(experiment.task, arrays), keys.stream(0, "pictures")
+    for name, picture in experiment.task.pictures(model, variables, batch, experiment.how(), key).items():
+        figures.image_grid(picture.columns, folder / f"{name}_{base}.png", f"{title}, {name}", picture.rows)
 
 
 def load(workdir: str, seed: int | None = None) -> Experiment:

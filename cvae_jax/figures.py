@@ -1,40 +1,122 @@
-"""Figures: rows of images, training curves, the animation of learning, and the latent code."""
+"""Figures: rows of images, histograms, training curves, the animation of learning, and the latent code."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from cvae_jax.diagnostics import ACTIVE_KL, LatentCode, active_units
 
 GREY = matplotlib.colormaps["gray"].with_extremes(bad="#7799bb")
+DPI = 100
+GAP = 4  # pixels between cells
+MANY_COLUMNS = 14  # beyond, the cells are smaller
+TITLE, HEADINGS, LABELS, MARGIN = 22, 36, 100, 12  # pixels for each: the first two above the cells, the third at left
 
 
-def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = "") -> None:
-    """Saves rows of images under column headings.
+def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = "", rows: Sequence[str] = ()) -> None:
+    """Saves rows of images, or of words, under column headings.
 
     Args:
-      columns: heading -> images [rows, height, width] with values in [0, 1]; NaN is drawn in blue.
+      columns: heading -> images [rows, height, width] with values in [0, 1], of a size that may differ by column; NaN
+        is drawn in blue. Or heading -> strings [rows], each drawn in its cell.
       path: of the PNG.
       title: a line above the figure.
+      rows: a label left of each row.
     """
-    rows = len(next(iter(columns.values())))
-    # A fixed size for a fixed number of columns, so that frames of an animation fit each other.
-    figure = Figure(figsize=(0.85 * len(columns) + 0.3, 0.85 * rows + 0.75), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (heading, images) in enumerate(columns.items()):
-        axes[0, column].set_title(heading, fontsize=8)
-        for row in range(rows):
-            axes[row, column].imshow(np.ma.masked_invalid(images[row]), cmap=GREY, vmin=0, vmax=1)
-            axes[row, column].axis("off")
+    cells = [np.asarray(column) for column in columns.values()]
+    # 84 and 56 are multiples of 28: a digit's pixels stay squares of one size.
+    side = 84 if len(cells) <= MANY_COLUMNS else 56
+    pitch = side + GAP
+    height, width = pitch * len(cells[0]) - GAP, pitch * len(cells) - GAP
+    mosaic = np.ones((height, width))
+    for number, column in enumerate(cells):
+        if column.dtype.kind != "U":
+            for row, image in enumerate(column):
+                _paste(image, mosaic[row * pitch :, number * pitch :][:side, :side])
+    # The size follows from the number of columns and rows, never from words, so that frames of an animation fit.
+    left = MARGIN + LABELS * bool(rows)
+    wide, high = left + width + MARGIN, MARGIN + height + HEADINGS + TITLE * bool(title)
+    figure = Figure(figsize=(wide / DPI, high / DPI), dpi=DPI)
+    axes = figure.add_axes((left / wide, MARGIN / high, width / wide, height / high))
+    axes.axis("off")
+    # One image of the figure's own pixels: an axes a cell takes seconds.
+    axes.imshow(mosaic, cmap=GREY, vmin=0, vmax=1, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
+    across = [number * pitch + side / 2 for number in range(len(cells))]
+    down = [row * pitch + side / 2 for row in range(len(cells[0]))]
+    heads = [axes.text(x, -5, head, ha="center", va="bottom") for x, head in zip(across, columns, strict=True)]
+    _fit(heads, 8, side, HEADINGS - 8)
+    if rows:
+        labels = [axes.text(-6, y, label, ha="right", va="center") for y, label in zip(down, rows, strict=True)]
+        _fit(labels, 8, LABELS, side)
+    for x, column in zip(across, cells, strict=True):
+        if column.dtype.kind == "U":
+            words = [axes.text(x, y, word, ha="center", va="center") for y, word in zip(down, column, strict=True)]
+            _fit(words, 10, side, side)
     if title:
-        figure.suptitle(title, fontsize=10)
+        _fit([figure.text(0.5, 1 - 6 / high, title, ha="center", va="top")], 10, wide - MARGIN, TITLE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
+
+
+def _paste(image: np.ndarray, cell: np.ndarray) -> None:
+    """Scales an image [height, width] to the middle of a cell [side, side] by nearest neighbours, its shape kept."""
+    side, longest = len(cell), max(image.shape)
+    height, width = (round(side * pixels / longest) for pixels in image.shape)
+    top, left = (side - height) // 2, (side - width) // 2
+    nearest = np.ix_(np.arange(height) * image.shape[0] // height, np.arange(width) * image.shape[1] // width)
+    cell[top : top + height, left : left + width] = image[nearest]
+
+
+def _fit(texts: list[Text], size: float, width: float, height: float) -> None:
+    """Sets texts in one size of font, smaller where one of them would not fit into width x height pixels."""
+    for text in texts:
+        text.set_fontsize(size)
+    boxes = [text.get_window_extent() for text in texts if text.get_text().strip()]
+    # The slack: small print is wider than its share of large print.
+    scale = min([1.0, *(0.92 * min(width / box.width, height / box.height) for box in boxes)])
+    for text in texts:
+        text.set_fontsize(size * scale)
+
+
+def histograms(
+    values: dict[str, np.ndarray], path: pathlib.Path, title: str, xlabel: str, known: float | None = None
+) -> None:
+    """Saves histograms of one number an example over each other, in common bins.
+
+    Args:
+      values: model -> values [examples], finite.
+      path: of the PNG.
+      title: a line above the figure.
+      xlabel: what the values are.
+      known: the true value, drawn as a line.
+    """
+    each = {label: np.asarray(of, np.float64) for label, of in values.items()}
+    together = np.concatenate(list(each.values()))
+    low, high = together.min(), together.max()
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # constant but for rounding, where NumPy finds no bins
+        low, high = low - 0.5, high + 0.5
+    count = int(np.clip(np.sqrt(min(map(len, each.values()))), 5, 40))
+    edges = np.histogram_bin_edges(together, count, (low, high))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    panel = figure.subplots()
+    for label, of in each.items():
+        panel.hist(of, list(edges), weights=np.full(len(of), 1 / len(of)), histtype="step", linewidth=1.3, label=label)
+    if known is not None:
+        panel.axvline(known, color="black", linestyle="--", linewidth=0.8, label=f"truth {known:.3f}")
+    panel.set_xlabel(xlabel)
+    panel.set_ylabel("share of examples")
+    panel.set_title(title, fontsize=10)
+    if len(each) > 1 or known is not None:
+        panel.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
 
 
 def animate(frames: list[pathlib.Path], path: pathlib.Path, milliseconds: int = 400) -> None:
@@ -81,7 +163,7 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
                     panel.plot(epochs, values, style, color=colour, label=split + f", seed {seed}" * many)
             panel.legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)
 
 
 def _terms(rows: list[dict[str, Any]]) -> list[str]:
@@ -124,4 +206,4 @@ def latent_code(code: LatentCode, path: pathlib.Path, title: str) -> None:
     right.suptitle("draws over all examples", fontsize=9)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=DPI)

@@ -99,8 +99,36 @@ class Stage(NamedTuple):
     settings: Any  # epochs, patience, batch_size, averaging, optimizer: see configs/
 
 
+class How(NamedTuple):
+    """How a trained model is measured."""
+
+    exact: bool  # it draws no z, or was trained at the prior's mean: log p(y|x) is known
+    has_recognition: bool  # its recognition network was trained, so that estimators may draw from it
+    predicts_from: Proposal
+
+    @property
+    def estimator(self) -> str:
+        """The estimator of log p(y|x) to use where one is to be chosen."""
+        return "is" if self.has_recognition else "mc"
+
+
+class Columns(NamedTuple):
+    """A figure of rows of images: heading -> images [rows, height, width] in [0, 1], or one text a row."""
+
+    columns: dict[str, np.ndarray]
+    rows: tuple[str, ...] = ()  # a label left of each row
+
+
+class Measures(NamedTuple):
+    """What a task measures of a trained model beside log p(y|x)."""
+
+    # (model, variables, batch, how, key) -> name, with its unit -> a value for every example, [batch]
+    of_batch: Callable[[Model, Variables, Batch, How, Array], dict[str, np.ndarray]]
+    known: dict[str, float]  # name -> the value of a perfect model, where that is known
+
+
 class Task(NamedTuple):
-    """A system: how raw arrays become batches, its models, and how it is shown."""
+    """A system: how raw arrays become batches, its models, what it measures and how it is shown."""
 
     column: str  # heading of its column in a table of results: "1 quadrant"
     protocol: str  # what y is, named beside every likelihood: "grey targets"
@@ -108,4 +136,8 @@ class Task(NamedTuple):
     batch: Callable[[dict[str, Array], Array, Array, Array, bool], Batch]  # raw, index, valid, keys, train
     observe: Callable[..., Batch]  # a user's own x, and y or None
     stages: tuple[Stage, ...]
-    panels: Callable[..., dict[str, np.ndarray]]  # (batch, stage name -> [samples, batch, ...]) -> title -> images
+    panels: Callable[..., dict[str, np.ndarray]]  # (batch, stage name -> [samples, batch, ...]) -> heading -> images
+    measures: Measures | None = None
+    # (model, variables, batch, how, key) -> name -> figure: what is drawn once a model is trained, beside samples
+    pictures: Callable[[Model, Variables, Batch, How, Array], dict[str, Columns]] = lambda *args: {}
+    check: Callable[[dict[str, np.ndarray]], None] = lambda arrays: None  # a split's raw arrays; raises a UserError

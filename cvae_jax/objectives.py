@@ -14,7 +14,7 @@ from jax import Array
 from cvae_jax import schedules
 from cvae_jax.distributions import sum_per_example
 from cvae_jax.errors import UserError
-from cvae_jax.model import Draw, Model, Proposal, PyTree, Train, Variables
+from cvae_jax.model import Draw, Model, Proposal, PyTree, Stage, Train, Variables
 
 Terms = dict[str, Array]
 
@@ -242,6 +242,11 @@ def from_config(settings: Any, section: str = "objective") -> Objective:
         return value, terms
 
     return objective
+
+
+def stage(name: str, model: Model, settings: Any) -> Stage:
+    """A training stage of that name with the objective of its settings, see `from_config`."""
+    return Stage(name, model, from_config(settings.objective, f"{name}.objective"), settings)
 
 
 def trains_recognition(settings: Any) -> bool:

@@ -163,6 +163,11 @@ def test_checksums(folder):
     assert str(folder / "train-images-idx3-ubyte") in message and "checksum" in message
 
 
+def reads(check=lambda arrays: None, **raw):
+    """What `data.load` looks at of a task that reads these arrays: name=(shape, dtype) of an example."""
+    return SimpleNamespace(raw={name: jax.ShapeDtypeStruct(*one) for name, one in raw.items()}, check=check)
+
+
 def test_too_few_for_a_validation_split(folder, arrays):
     for name in NAMES[:2]:
         (folder / name).write_bytes(idx(arrays[name][:5_000]))
@@ -170,7 +175,7 @@ def test_too_few_for_a_validation_split(folder, arrays):
 
 
 def test_real_mnist(real_data):
-    splits = data.load(settings(real_data / "mnist", True), {"image": jax.ShapeDtypeStruct((28, 28), np.uint8)})
+    splits = data.load(settings(real_data / "mnist", True), reads(image=((28, 28), np.uint8)))
     shapes = {split: arrays["image"].shape for split, arrays in splits.items()}
     assert shapes == {"train": (55_000, 28, 28), "valid": (5_000, 28, 28), "test": (10_000, 28, 28)}
     # The mean pixel of the 60,000 training images is 0.1307 and that of the 10,000 test images 0.1325.
@@ -212,10 +217,26 @@ def test_tfds_that_cannot_deliver(monkeypatch):
 
 def test_unknown_source():
     with pytest.raises(UserError, match=r"data.source='cifar' .*digits, mnist"):
-        data.load(SimpleNamespace(source="cifar"), {})
+        data.load(SimpleNamespace(source="cifar"), reads())
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((28, 28), np.uint8), ((8, 8), np.float32)])
 def test_data_that_the_task_cannot_read(shape, dtype):
     with pytest.raises(UserError, match=r"digits, split train: image is uint8\[8, 8\]"):
-        data.load(SimpleNamespace(source="digits"), {"image": jax.ShapeDtypeStruct(shape, dtype)})
+        data.load(SimpleNamespace(source="digits"), reads(image=(shape, dtype)))
+
+
+def test_labels_of_any_width(monkeypatch):
+    arrays = {"label": np.arange(3, dtype=np.int64)}
+    monkeypatch.setitem(data.SOURCES, "digits", lambda settings: {"train": dict(arrays)})
+    found = data.load(SimpleNamespace(source="digits"), reads(label=((), np.int32)))["train"]["label"]
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, arrays["label"])
+
+
+def test_arrays_that_the_task_refuses():
+    def refuse(arrays):
+        raise UserError(f"{len(arrays['label'])} labels refused")
+
+    with pytest.raises(UserError, match="1297 labels refused"):
+        data.load(SimpleNamespace(source="digits"), reads(refuse, image=((8, 8), np.uint8)))

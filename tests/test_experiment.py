@@ -28,7 +28,7 @@ def trained(small_run):
 
 @pytest.fixture(scope="module")
 def images(trained):
-    return data.load(trained.config.data, trained.task.raw)["test"]["image"].astype(np.float32) / 255
+    return data.load(trained.config.data, trained.task)["test"]["image"].astype(np.float32) / 255
 
 
 def test_predict_is_the_likelihoods_mean_at_the_priors_mean(trained, images):
@@ -104,7 +104,7 @@ def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
     evaluation.evaluate([str(workdir)], ["elbo", "is"], [20], num_examples=50, output=str(tmp_path))
     written = json.loads((tmp_path / "results.json").read_text())
     rows = {row["estimator"]: row for row in written["likelihoods"]}
-    arrays = {name: array[:50] for name, array in data.load(trained.config.data, trained.task.raw)["test"].items()}
+    arrays = {name: array[:50] for name, array in data.load(trained.config.data, trained.task)["test"].items()}
     baseline = evaluation.measure(trained, trained.stages[0], arrays, [], seed=0).cells["exact", 1]
     measured = evaluation.measure(trained, trained.stages[1], arrays, [("is", 20)], seed=0)
     sampled = measured.cells["is", 20]
@@ -130,7 +130,7 @@ def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
     config = trained.config.copy_and_resolve_references()
     config.targets = "dynamic"
     task = cvae_jax.tasks.make_task(config)
-    arrays = data.load(config.data, task.raw)["test"]
+    arrays = data.load(config.data, task)["test"]
     index = jnp.arange(20)
     raw = {"image": jnp.asarray(arrays["image"][:20])}
     batches = [
@@ -211,7 +211,7 @@ def test_seeds_are_measured_one_by_one_and_averaged(tmp_path):
     assert "seeds" in table
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
     both = experiment.load_seeds(str(tmp_path / "run"))
-    arrays = {name: array[:20] for name, array in data.load(both[0].config.data, both[0].task.raw)["test"].items()}
+    arrays = {name: array[:20] for name, array in data.load(both[0].config.data, both[0].task)["test"].items()}
     for number, trained in enumerate(both):
         found = evaluation.measure(trained, trained.stages[1], arrays, [("is", 30)], seed=0).cells["is", 30]
         assert rows["likelihoods"][1]["of_seeds"][number] == pytest.approx(-found.value.mean(), abs=1e-5)

@@ -103,7 +103,7 @@ def test_early_stopping_hands_on_the_best_weights(tmp_path):
     assert len(rows) == best + 1 + 2 < 60
     loaded = cvae_jax.load(str(tmp_path))
     model, variables = loaded.model("baseline")
-    arrays = data.load(config.data, loaded.task.raw)["valid"]
+    arrays = data.load(config.data, loaded.task)["valid"]
     index = jnp.arange(200)
     unused = jax.vmap(jax.random.key)(index)
     batch = loaded.task.batch({"image": jnp.asarray(arrays["image"])}, index, jnp.ones(200), unused, False)
@@ -117,7 +117,7 @@ def test_averaged_weights_and_adam_against_numpy():
     config.baseline.optimizer.schedule = "constant"
     task = tasks.make_task(config)
     stage = task.stages[0]
-    arrays = data.load(config.data, task.raw)["train"]
+    arrays = data.load(config.data, task)["train"]
     mesh = parallel.make_mesh()
     place = parallel.replicated(mesh)
     functions = training.make_functions(stage, task, mesh, 1297, 200)
@@ -279,7 +279,7 @@ def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
             devices,
             "import numpy as np; from cvae_jax import data, evaluation, experiment\n"
             f"trained = experiment.load({str(small_run)!r})\n"
-            "arrays = data.load(trained.config.data, trained.task.raw)['test']\n"
+            "arrays = data.load(trained.config.data, trained.task)['test']\n"
             "arrays = {name: array[:50] for name, array in arrays.items()}\n"
             "found = evaluation.measure(trained, trained.stages[1], arrays, [('is', 40)], seed=0)\n"
             f"np.save({str(tmp_path / f'{devices}.npy')!r}, found.cells['is', 40].value)",
@@ -323,7 +323,7 @@ def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
 
 
 def test_other_data_are_refused(tmp_path):
-    arrays = data.load(small_config().data, tasks.make_task(small_config()).raw)
+    arrays = data.load(small_config().data, tasks.make_task(small_config()))
     for folder, shift in (("a", 0), ("b", 1)):
         (tmp_path / folder).mkdir()
         for split in arrays:

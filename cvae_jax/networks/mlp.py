@@ -9,16 +9,42 @@ from cvae_jax.distributions import Normal, bounded_normal
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them: [..., features] -> [..., num_outputs]."""
+    """Dense layers with an activation (its name in flax.linen) between them: [..., features] -> [..., num_outputs]."""
 
     hidden: Sequence[int]
     num_outputs: int
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         for width in self.hidden:
-            inputs = nn.relu(nn.Dense(width)(inputs))
+            inputs = getattr(nn, self.activation)(nn.Dense(width)(inputs))
         return nn.Dense(self.num_outputs)(inputs)
+
+
+class ConditionedMLP(nn.Module):
+    """An MLP of x and z joined, where what the first layer makes of x is computed once for however many z.
+
+    `of_x(x)`: [batch, features] -> [batch, hidden[0]], or None where x has no features. The call takes that and z
+    [batch, units] -> [batch, num_outputs].
+    """
+
+    hidden: Sequence[int]
+    num_outputs: int
+    activation: str = "relu"
+
+    def setup(self) -> None:
+        self.first_x = nn.Dense(self.hidden[0], use_bias=False)
+        self.first_z = nn.Dense(self.hidden[0])
+        self.rest = MLP(self.hidden[1:], self.num_outputs, self.activation)
+
+    def of_x(self, x: Array) -> Array | None:
+        """The first layer's part in x."""
+        return self.first_x(x) if x.shape[-1] else None
+
+    def __call__(self, of_x: Array | None, z: Array) -> Array:
+        first = self.first_z(z)
+        return self.rest(getattr(nn, self.activation)(first if of_x is None else first + of_x))
 
 
 class GaussianMLP(nn.Module):
@@ -26,8 +52,9 @@ class GaussianMLP(nn.Module):
 
     hidden: Sequence[int]
     units: int
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, inputs: Array) -> Normal:
-        outputs = MLP(self.hidden, 2 * self.units)(inputs)
+        outputs = MLP(self.hidden, 2 * self.units, self.activation)(inputs)
         return bounded_normal(outputs[..., : self.units], outputs[..., self.units :])
