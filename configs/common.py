@@ -16,10 +16,42 @@ def parse_variant(variant: str, options: Sequence[str], example: str) -> tuple[s
       UserError: for an option that the config does not have; names those it has and an example.
     """
     first, *given = variant.split(",")
+    return first, parse_options(",".join(given), options, example)
+
+
+def parse_options(variant: str, options: Sequence[str], example: str) -> set[str]:
+    """Splits "paper,smoke" into the set of its options.
+
+    Raises:
+      UserError: for an option that the config does not have; names those it has and an example.
+    """
+    given = variant.split(",") if variant else []
     unknown = [option for option in given if option not in options]
     if unknown:
         raise UserError(f"variant {unknown[0]!r} is not known; this config has {', '.join(options)}, as in {example}")
-    return first, set(given)
+    return set(given)
+
+
+def mnist() -> ConfigDict:
+    """MNIST as a source of data, see data/mnist.py."""
+    return ConfigDict({"source": "mnist", "dir": "", "verify_checksums": True})
+
+
+def on_digits(config: ConfigDict) -> None:
+    """Puts an experiment on the 8x8 digits inside scikit-learn."""
+    config.data.source = "digits"
+    config.image_shape = (8, 8)
+
+
+def cvae_stage(**settings: Any) -> ConfigDict:
+    """The settings of a stage whose networks are made by networks/cvae.py; `settings` replaces or adds."""
+    networks = {
+        "network": "plain",  # or "residual": two stochastic units, all networks see x
+        "activation": "relu",  # of the plain networks: or "tanh", "gelu"
+        "prior": "fixed",  # N(0, I); or "learned", p(z|x) by a network of its own
+        "tie_weights": False,  # whether the networks share what reads x, where something does
+    }
+    return stage(**{**networks, **settings})
 
 
 def experiment(name: str, task: str) -> ConfigDict:
@@ -45,12 +77,14 @@ def stage(**settings: Any) -> ConfigDict:
     config.steps_per_call = 100  # steps in one compiled call
     config.checkpoint_every = 1  # epochs
     config.figure_every = 0  # epochs between figures of samples; 0: none
+    config.log_every = 0  # steps of an epoch between lines with the terms of one batch; 0: none
     config.objective = ConfigDict(objectives.DEFAULTS)
     config.optimizer = ConfigDict(
         {
             "learning_rate": 1e-3,
-            "schedule": "constant",  # or "cosine", down to 0 at the last epoch
+            "schedule": "constant",  # or "cosine", down to 0 at the last epoch, or "stages", see schedules.py
             "warmup_steps": 0,
+            "epsilon": 1e-8,  # of Adam
             "weight_decay": 0.0,  # decoupled, of matrices and kernels, not of biases and norms
             "clip_norm": 0.0,  # of the global gradient norm; 0: no clipping
         }

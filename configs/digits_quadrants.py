@@ -16,8 +16,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     quadrants, options = common.parse_variant(variant, ["smoke"], "configs/digits_quadrants.py:1,smoke")
     config = mnist_quadrants.get_config(quadrants)
     config.name = "digits_quadrants"
-    config.data.source = "digits"
-    config.image_shape = (8, 8)
+    common.on_digits(config)
     for stage in (config.baseline, config.cvae):
         stage.update(batch_size=32, hidden=(128, 128), epochs=100, patience=10, averaging=0.99, checkpoint_every=20)
     config.cvae.update(latent=16, figure_every=20)

@@ -23,7 +23,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.quadrants = int(quadrants)
     config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
     config.image_shape = (28, 28)
-    config.data = ConfigDict({"source": "mnist", "dir": "", "verify_checksums": True})
+    config.data = common.mnist()
     cosine = {"schedule": "cosine", "learning_rate": 1e-3}
     config.baseline = common.stage(hidden=(500, 500), epochs=20, patience=3, averaging=0.999, optimizer=cosine)
     config.cvae = common.stage(
@@ -42,8 +42,7 @@ def get_config(variant: str = "1") -> ConfigDict:
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0, weight_decay=0.1)
     if "smoke" in options:
-        config.data.source = "digits"
-        config.image_shape = (8, 8)
+        common.on_digits(config)
         config.baseline.update(epochs=3, hidden=(32, 32))
         config.cvae.update(epochs=4, hidden=(32,), latent=8, figure_every=2)
         config.cvae.optimizer.warmup_steps = 0

@@ -44,6 +44,29 @@ def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray]) -> str:
     )
 
 
+def describe_batches(stage: Stage, first_step: int, per_epoch: int, terms: dict[str, np.ndarray]) -> list[str]:
+    """A line for every `log_every`-th step of an epoch among those of a call, from its terms [seeds, steps].
+
+    They are sums over the batch, of the first seed: for the ELBO the loss as reconstruction + KL, as weighted.
+    """
+    settings, lines = stage.settings, []
+    count = len(terms["loss"][0])
+    for step in range(first_step, first_step + count) if settings.log_every else ():
+        within = step % per_epoch
+        if within % settings.log_every:
+            continue
+        sums = {name: settings.batch_size * values[0, step - first_step] for name, values in terms.items()}
+        head = (
+            f"{stage.name} epoch {step // per_epoch + 1}, {within * settings.batch_size:,} examples, sums of a batch: "
+        )
+        if settings.objective.name == "elbo" and "log_p_y" in sums:
+            loss, reconstruction = sums["loss"], -sums["log_p_y"]
+            lines.append(head + f"loss {loss:.3f} = {reconstruction:.3f} + {loss - reconstruction:.3f}")
+        else:
+            lines.append(head + ", ".join(f"{name} {value:.3f}" for name, value in sums.items()))
+    return lines
+
+
 COLLAPSED_KL = 0.1  # nats in all latent units together
 COLLAPSED_EPOCHS = 5  # in a row: a KL that is still growing is small too
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -12,7 +13,9 @@ from cvae_jax.errors import UserError
 
 
 def learning_rate(settings: Any, num_steps: int) -> optax.Schedule:
-    """The learning rate at every step: linear warm-up, then constant or a cosine down to 0 at `num_steps`.
+    """The learning rate at every step: linear warm-up, then constant, a cosine down to 0, or stages.
+
+    The stages are those of Burda et al. (2016): 3^i of 3,280 parts of the run at 10^(-i/7) of the rate, i = 0 ... 7.
 
     Raises:
       UserError: for an unknown schedule, or a warm-up that is longer than the run.
@@ -26,8 +29,11 @@ def learning_rate(settings: Any, num_steps: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(settings.learning_rate, decay_steps)
     elif settings.schedule == "constant":
         after = optax.constant_schedule(settings.learning_rate)
+    elif settings.schedule == "stages":
+        ends = np.cumsum(3 ** np.arange(7)) / 3280 * decay_steps
+        after = optax.piecewise_constant_schedule(settings.learning_rate, {round(end): 10 ** (-1 / 7) for end in ends})
     else:
-        raise UserError(f"optimizer.schedule={settings.schedule!r} is not known; choose constant or cosine")
+        raise UserError(f"optimizer.schedule={settings.schedule!r} is not known; choose constant, cosine or stages")
     if settings.warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(0.0, settings.learning_rate, settings.warmup_steps)
@@ -41,6 +47,7 @@ def optimizer(settings: Any, num_steps: int) -> optax.GradientTransformation:
     """
     adam = optax.adamw(
         learning_rate(settings, num_steps),
+        eps=settings.epsilon,
         weight_decay=settings.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )

@@ -86,11 +86,13 @@ def check_settings(stage: Stage, num_train: int) -> None:
         ("steps_per_call", settings.steps_per_call, settings.steps_per_call >= 1, "at least 1"),
         ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 1, "at least 1"),
         ("patience", settings.patience, settings.patience >= 0, "at least 0"),
+        ("log_every", settings.log_every, settings.log_every >= 0, "at least 0"),
         ("figure_every", settings.figure_every, settings.figure_every >= 0, "at least 0"),
         ("averaging", settings.averaging, 0 <= settings.averaging < 1, "at least 0 and below 1"),
         ("batch_size", settings.batch_size, 0 < settings.batch_size <= num_train, f"between 1 and {num_train}"),
         ("batch_size", settings.batch_size, settings.batch_size % count == 0, f"a multiple of the {count} devices"),
         ("optimizer.learning_rate", optimizer.learning_rate, 0 < optimizer.learning_rate < math.inf, "above 0"),
+        ("optimizer.epsilon", optimizer.epsilon, 0 < optimizer.epsilon < math.inf, "above 0"),
         ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "at least 0"),
         ("optimizer.weight_decay", optimizer.weight_decay, 0 <= optimizer.weight_decay < math.inf, "at least 0"),
         ("optimizer.clip_norm", optimizer.clip_norm, optimizer.clip_norm >= 0, "at least 0"),
@@ -315,6 +317,8 @@ def fit(
         """Fetches a call's terms of the seeds that still learn, [open seeds, steps], and checks them."""
         values = {name: np.asarray(value)[open_] for name, value in jax.device_get(terms).items()}
         monitor.check_finite(stage, first_step, values, seeds[open_], checkpoints)
+        for line in monitor.describe_batches(stage, first_step, per_epoch, values):
+            bar.write(line)
         bar.set_postfix({name: f"{value[:, -1].mean():.2f}" for name, value in values.items()})
         return values
 

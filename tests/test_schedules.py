@@ -12,6 +12,7 @@ from cvae_jax.errors import UserError
 
 def settings(**changes):
     defaults = {"learning_rate": 0.01, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0}
+    defaults["epsilon"] = 1e-8
     return SimpleNamespace(**{**defaults, **changes})
 
 
@@ -29,27 +30,37 @@ def test_learning_rate(schedule, warmup):
     np.testing.assert_allclose(rate, wanted, rtol=1e-5, atol=1e-9)
 
 
-def adamw(params, grads, rate, weight_decay):
+def test_learning_rate_in_stages():
+    # Burda et al. (2016): 3^i passes over the data at 0.001 * 10^(-i/7), i = 0 ... 7; here two steps a pass.
+    wanted = np.concatenate([np.full(2 * 3**i, 0.001 * 10 ** (-i / 7)) for i in range(8)])
+    assert len(wanted) == 2 * 3280
+    rate = jax.vmap(schedules.learning_rate(settings(learning_rate=0.001, schedule="stages"), len(wanted)))
+    with jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(rate(np.arange(len(wanted))), wanted, rtol=1e-5)
+
+
+def adamw(params, grads, rate, weight_decay, epsilon):
     """Decoupled Adam in NumPy (Loshchilov and Hutter 2019): the parameters after each gradient."""
     first = second = np.zeros_like(params)
     for count, grad in enumerate(grads, 1):
         first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
-        step = (first / (1 - 0.9**count)) / (np.sqrt(second / (1 - 0.999**count)) + 1e-8)
+        step = (first / (1 - 0.9**count)) / (np.sqrt(second / (1 - 0.999**count)) + epsilon)
         params = params - rate * (step + weight_decay * params * np.array([[1], [0]]))
         yield params
 
 
+@pytest.mark.parametrize("epsilon", [1e-8, 1e-2])
 @pytest.mark.parametrize(("clip_norm", "weight_decay"), [(0.0, 0.0), (0.0, 0.1), (0.5, 0.0), (0.5, 0.1)])
-def test_optimizer(clip_norm, weight_decay):
+def test_optimizer(clip_norm, weight_decay, epsilon):
     # A kernel [1, 2], which decays, above a bias [2], which does not; norms on both sides of 0.5.
     grads = np.array([[[3.0, -4.0], [1.0, 0.0]], [[0.3, 0.1], [0.2, 0.1]], [[-2.0, 0.5], [0.0, 0.1]], [[0.0, 7.0]] * 2])
     norms = np.linalg.norm(grads, axis=(1, 2), keepdims=True)
     clipped = grads * np.minimum(1, clip_norm / norms) if clip_norm else grads
-    optimizer = schedules.optimizer(settings(clip_norm=clip_norm, weight_decay=weight_decay), 100)
+    optimizer = schedules.optimizer(settings(clip_norm=clip_norm, weight_decay=weight_decay, epsilon=epsilon), 100)
     start = np.array([[1.0, -2.0], [3.0, 0.5]])
     params = {"kernel": jnp.asarray(start[:1], jnp.float32), "bias": jnp.asarray(start[1], jnp.float32)}
     state = optimizer.init(params)
-    for grad, wanted in zip(grads, adamw(start, clipped, 0.01, weight_decay), strict=True):
+    for grad, wanted in zip(grads, adamw(start, clipped, 0.01, weight_decay, epsilon), strict=True):
         grad = {"kernel": jnp.asarray(grad[:1], jnp.float32), "bias": jnp.asarray(grad[1], jnp.float32)}
         updates, state = optimizer.update(grad, state, params)
         params = optax.apply_updates(params, updates)
