@@ -46,8 +46,8 @@ def on_digits(config: ConfigDict) -> None:
 def cvae_stage(**settings: Any) -> ConfigDict:
     """The settings of a stage whose networks are made by networks/cvae.py; `settings` replaces or adds."""
     networks = {
-        "network": "plain",  # or "residual": two stochastic units, all networks see x
-        "activation": "relu",  # of the plain networks: or "tanh", "gelu"
+        "network": "plain",  # or "residual": two stochastic units; takes one width and prior="learned"
+        "activation": "relu",  # of the plain networks; or "tanh", "gelu"
         "prior": "fixed",  # N(0, I); or "learned", p(z|x) by a network of its own
         "tie_weights": False,  # whether the networks share what reads x, where something does
     }

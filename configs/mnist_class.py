@@ -29,8 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if "strong" in options:
         config.name = "mnist_class_strong"
         config.targets = "dynamic"
-        config.cvae.update(network="residual", hidden=(512,), latent=64, batch_size=128, epochs=60, averaging=0.999)
-        config.cvae.update(figure_every=10, log_every=0, checkpoint_every=2)
+        config.cvae.update(network="residual", prior="learned", hidden=(512,), latent=64, batch_size=128, epochs=30)
+        config.cvae.update(averaging=0.999, figure_every=10, log_every=0, checkpoint_every=2)
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(schedule="cosine", warmup_steps=500, clip_norm=5.0, weight_decay=0.05)
     if "smoke" in options:

@@ -63,7 +63,7 @@ def text(found: Findings, settings: Annealing) -> str:
     """The tables with what their figures mean, in Markdown."""
     results, simulated, codes, measured = found
     everything = (*results, *simulated)
-    compared = ", ".join(dict.fromkeys(result.model for result in tables.references(results).values()))
+    compared = [tables.reference(one, results).model for one in results if tables.is_compared(one, results)]
     protocols = "; ".join(sorted({result.protocol for result in results or simulated}))
     counts = sorted({len(result.estimates[0].value) for result in everything})
     seeds = max(len(result.seeds) for result in everything)
@@ -79,7 +79,7 @@ def text(found: Findings, settings: Annealing) -> str:
         "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
         "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
         "way, less so with more samples; the jackknife takes most of that bias off.",
-        *([f"A gain is over {compared}, paired by example."] if results else []),
+        *([f"A gain is over {', '.join(dict.fromkeys(compared))}, paired by example."] if compared else []),
     ]
     if names & {"ais", "bdmc, lower bound"}:
         parts.append(

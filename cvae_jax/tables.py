@@ -44,20 +44,26 @@ def doubted(result: Result) -> float:
     return float(np.mean([unreliable(one, result.num_samples).value for one in result.estimates]))
 
 
-def references(results: Sequence[Result]) -> dict[str, Result]:
-    """Each column's first result, which the others are compared with: the baseline of the first workdir."""
-    first: dict[str, Result] = {}
-    for result in results:
-        first.setdefault(result.column, result)
-    return first
+def reference(result: Result, results: Sequence[Result]) -> Result:
+    """What a result is compared with: the column's first model, by the same estimator where that model has it."""
+    column = [one for one in results if one.column == result.column]
+    first = [one for one in column if (one.workdir, one.model) == (column[0].workdir, column[0].model)]
+    same = [one for one in first if (one.estimator, one.num_samples) == (result.estimator, result.num_samples)]
+    return (same or first)[0]
+
+
+def is_compared(result: Result, results: Sequence[Result]) -> bool:
+    """Whether there is another model to compare with."""
+    other = reference(result, results)
+    return (other.workdir, other.model) != (result.workdir, result.model)
 
 
 def gain_of(result: Result, results: Sequence[Result]) -> tuple[Mean, float]:
-    """What a result gains over its column's reference, paired by example, nats, and its deviation over seeds.
+    """What a result gains over its reference, paired by example, nats, and its deviation over seeds.
 
     Seeds are paired where both have the same number of them; otherwise the reference's mean is taken.
     """
-    other = references(results)[result.column].estimates
+    other = reference(result, results).estimates
     if len(other) != len(result.estimates):
         other = (mean_over_seeds(other),) * len(result.estimates)
     by_seed = [paired_difference(a, b).value for a, b in zip(result.estimates, other, strict=True)]
@@ -89,12 +95,14 @@ def summary(result: Result) -> dict[str, Any]:
 
 
 def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """What a result gains over its column's reference, as numbers."""
-    reference = references(results)[result.column]
+    """What a result gains over its reference, as numbers; {} for the reference itself."""
+    if not is_compared(result, results):
+        return {}
+    other = reference(result, results)
     mean, of_seeds = gain_of(result, results)
     return plain(
         {
-            "reference": f"{reference.model}, {reference.estimator}",
+            "reference": f"{other.model}, {other.estimator}",
             "gain": mean.value,
             "gain_standard_error": mean.standard_error,
             "gain_monte_carlo_error": mean.error,
@@ -131,7 +139,7 @@ def table(results: Sequence[Result], gains: bool = True) -> str:
     for row in dict.fromkeys((one.model, one.estimator, one.num_samples) for one in results):
         found = [cells.get((*row, column)) for column in columns]
         lines.append([*row[:2], f"{row[2]:,}", *("" if one is None else _cell(one) for one in found)])
-        own = [None if one is None or one is references(results)[one.column] else one for one in found]
+        own = [one if one is not None and is_compared(one, results) else None for one in found]
         if any(own):
             differences = ["" if one is None else _with_errors(*gain_of(one, results)) for one in own]
             gained.append([f"gain of {row[0]}", row[1], f"{row[2]:,}", *differences])

@@ -40,6 +40,20 @@ def test_gains_stand_under_the_columns_of_their_own_baseline():
     assert found[4] == ["gain of m cvae", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
 
 
+def test_a_gain_is_over_the_first_model_by_the_same_estimator():
+    results = [
+        result("c", "one", "elbo", 10, estimate([-3.0, -5.0])),
+        result("c", "one", "is", 10, estimate([-2.0, -4.0])),
+        result("c", "two", "elbo", 10, estimate([-2.5, -4.5])),
+        result("c", "two", "is", 10, estimate([-1.0, -3.0])),
+    ]
+    found = cells(tables.table(results))
+    # None over itself; 0.5 and 1.0 over its own kind.
+    assert found[6:] == [["gain of two", "elbo", "10", "0.50 ± 0.00"], ["gain of two", "is", "10", "1.00 ± 0.00"]]
+    assert tables.gain(results[1], results) == {}
+    assert tables.gain(results[3], results)["reference"] == "one, is"
+
+
 def test_examples_with_a_heavy_tail_are_counted():
     doubtful = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0), np.array([0.9, 0.1]))
     (row,) = cells(tables.table([result("c", "m", "is", 1000, doubtful)]))[2:]

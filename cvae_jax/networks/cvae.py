@@ -88,18 +88,21 @@ class OneUnitCVAE(nn.Module):
         self.generation_net = ConditionedMLP(self.hidden, self.outputs, self.activation)
         if self.prior == "learned":
             self.prior_net = GaussianMLP(self.hidden, self.latent, self.activation)
-        if self.read_x is not None:
-            self.readers = [self.read_x() for _ in range(1 if self.tie_weights else 3)]
+        read_x: Callable[[], Any] = self.read_x or (lambda: lambda x: x)
+        self.generation_reader = read_x()
+        self.recognition_reader = self.generation_reader if self.tie_weights else read_x()
+        self.prior_reader = self.generation_reader if self.tie_weights else read_x()
 
     def encode(self, x: Array, y: Array | None) -> dict[str, Any]:
         """p(z|x), q(z|x,y), and what the generation network makes of x; y is [batch, features]."""
-        if self.read_x is None:
-            for_generation = for_prior = for_recognition = x
+        if self.prior == "learned":
+            prior = self.prior_net(self.prior_reader(x))
         else:
-            for_generation, for_prior, for_recognition = (reader(x) for reader in self._three_readers())
-        prior = self.prior_net(for_prior) if self.prior == "learned" else standard_normal((len(x), self.latent))
-        posterior = None if y is None else self.recognition_net(jnp.concatenate([y, for_recognition], -1))
-        return {"prior": prior, "posterior": posterior, "x": self.generation_net.of_x(for_generation)}
+            prior = standard_normal((len(x), self.latent))
+        posterior = None
+        if y is not None:
+            posterior = self.recognition_net(jnp.concatenate([y, self.recognition_reader(x)], -1))
+        return {"prior": prior, "posterior": posterior, "x": self.generation_net.of_x(self.generation_reader(x))}
 
     def decode(
         self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: tuple[Array] | None
@@ -108,9 +111,6 @@ class OneUnitCVAE(nn.Module):
         given = None if z is None else z[0]
         unit = draw_latent(encoding["prior"], encoding["posterior"], keys, proposal, given)
         return (unit,), self.generation_net(encoding["x"], unit.z)
-
-    def _three_readers(self) -> Sequence[Callable[[Array], Array]]:
-        return list(self.readers) * 3 if self.tie_weights else self.readers
 
 
 class TwoUnitCVAE(nn.Module):
@@ -201,7 +201,11 @@ def from_config(
     ):
         if settings[key] not in known:
             raise UserError(f"{section}.{key}={settings[key]!r} is not known; choose from {', '.join(known)}")
+    if settings.tie_weights and read_x is None:
+        raise UserError(f"{section}.tie_weights=True, but nothing reads x here that could be shared; leave it at False")
     if settings.network == "residual":
+        if settings.prior != "learned":
+            raise UserError(f"{section}.network=residual learns its prior; set {section}.prior=learned")
         return two_units(settings, outputs, section)
     return OneUnitCVAE(
         settings.hidden, settings.latent, outputs, settings.activation, settings.prior, read_x, settings.tie_weights

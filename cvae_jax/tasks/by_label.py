@@ -44,8 +44,8 @@ def make_task(config: Any) -> Task:
     num_classes = config.num_classes
     if num_classes != 0 and num_classes < 2:
         raise UserError(f"num_classes={num_classes} must be at least 2, or 0 for images given nothing")
-    if num_classes == 0 and config.cvae.network == "residual":
-        raise UserError("cvae.network=residual needs labels; take plain for num_classes=0")
+    if num_classes == 0 and config.cvae.prior == "learned":
+        raise UserError("cvae.prior=learned needs an x; with num_classes=0 there is none, so take fixed (and plain)")
     model = make_model(
         from_config(config.cvae, shape[0] * shape[1]),
         lambda batch, frozen: (batch.x, None if batch.y is None else flat(batch.y)),

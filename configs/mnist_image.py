@@ -1,0 +1,48 @@
+"""A CVAE conditioned on an MNIST image: y is its label made ambiguous, d or (d + 1) mod 10 by a coin.
+
+    python train.py --config=configs/mnist_image.py --workdir=runs/image --config.data.dir=FOLDER_OF_IDX_FILES
+    python eval.py --workdir=runs/image --estimator=elbo,is --num_samples=1000
+
+The best negative log p(y|x) is ln 2 = 0.693 nats, and so is the entropy of the labels that a perfect model samples.
+Two keys to compare: `--config.cvae.prior=learned` for p(z|x) by a network instead of N(0, I), and
+`--config.cvae.tie_weights=True` for one convolutional layer that all networks share.
+Variants: `:denoise` is given the image under Gaussian noise, `:superres` one of a quarter of the resolution in each
+direction, and y is the clean image; `:smoke` (or `:denoise,smoke`) is the same in seconds, on the digits inside
+scikit-learn.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from cvae_jax.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment for a variant such as "" or "superres"."""
+    options = common.parse_options(variant, ["denoise", "superres", "smoke"], "configs/mnist_image.py:denoise")
+    if {"denoise", "superres"} <= options:
+        raise UserError("variants denoise and superres exclude each other; choose one")
+    config = common.experiment("mnist_image", "by_image")
+    config.output = "label"
+    config.targets = "grey"  # images: or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
+    config.noise = 0.5  # standard deviation of the noise that denoising takes away
+    config.image_shape = (28, 28)
+    config.data = common.mnist()
+    config.cvae = common.cvae_stage(
+        channels=16,
+        hidden=(200,),
+        latent=2,
+        epochs=20,
+        averaging=0.999,
+        figure_every=5,
+        optimizer={"schedule": "cosine", "learning_rate": 1e-3, "weight_decay": 0.05},
+    )
+    for output in options & {"denoise", "superres"}:
+        config.name = f"mnist_{output}"
+        config.output = output
+        config.targets = "dynamic"
+        config.cvae.update(hidden=(400, 400), latent=32)
+    if "smoke" in options:
+        common.on_digits(config)
+        config.cvae.update(epochs=4, batch_size=20, figure_every=2, hidden=(64,))
+    return config

@@ -1,0 +1,148 @@
+"""Something about an image given an image: its ambiguous label, the clean image, or one of four times the resolution.
+
+A convolutional layer reads x before it meets y or z, for the recognition, prior and generation networks.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from cvae_jax import images, inference, objectives
+from cvae_jax.distributions import Bernoulli, Categorical
+from cvae_jax.errors import UserError
+from cvae_jax.keys import per_example, per_sample
+from cvae_jax.model import Batch, How, Measures, Model, Proposal, Task, Variables
+from cvae_jax.networks.conv import Conv
+from cvae_jax.networks.cvae import from_config, make_model
+
+NUM_CLASSES = 10
+FACTOR = 4  # of super-resolution, in each direction
+DRAWS = 1000  # of z for every example, for the predictive distribution of a label
+ENTROPY = "entropy of sampled labels, nats"
+
+# What y is -> heading of its column in a table of results.
+OUTPUTS = {"label": "ambiguous label", "denoise": "clean image", "superres": f"image of {FACTOR}x the resolution"}
+
+
+class ConvReader(nn.Module):
+    """One convolutional layer, 3x3 with stride 2, laid flat: [batch, height, width] -> [batch, features]."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        return nn.relu(Conv(self.channels, (3, 3), strides=2)(image[..., None])).reshape(len(image), -1)
+
+
+def ambiguous(label: Array, keys: Array) -> Array:
+    """A label d made ambiguous: d or (d + 1) mod 10, with probability 1/2 each; int32 [batch]."""
+    return (label + jax.vmap(jax.random.bernoulli)(keys).astype(jnp.int32)) % NUM_CLASSES
+
+
+def shrink(image: Array) -> Array:
+    """The mean of every block of FACTOR x FACTOR pixels: [batch, height, width] -> a FACTOR smaller."""
+    count, height, width = image.shape
+    return image.reshape(count, height // FACTOR, FACTOR, width // FACTOR, FACTOR).mean((2, 4))
+
+
+def entropy(p: Array) -> Array:
+    """Entropy of probabilities [batch, classes], nats."""
+    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _predictive(model: Model, variables: Variables, batch: Batch, keys: Array, proposal: Proposal) -> Array:
+    return inference.sample(model, variables, batch, keys, False, proposal).mean(0)
+
+
+def predictive(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> Array:
+    """p(y|x) of a categorical y, the mean of p(y|x,z) over DRAWS draws of z given x: [batch, classes]."""
+    keys = per_sample(per_example(key, batch.index), jnp.arange(DRAWS))
+    return _predictive(model, variables, batch, keys, how.predicts_from)
+
+
+def make_task(config: Any) -> Task:
+    """The task that configs/mnist_image.py describes."""
+    shape = images.check_settings(config)
+    if config.output not in OUTPUTS:
+        raise UserError(f"output={config.output!r} is not known; choose from {', '.join(OUTPUTS)}")
+    if config.noise < 0:
+        raise UserError(f"noise={config.noise} must be at least 0")
+    if config.output == "superres" and any(side % FACTOR or side < 2 * FACTOR for side in shape):
+        raise UserError(f"image_shape={shape} must be multiples of {FACTOR}, of at least {2 * FACTOR}, for superres")
+    if config.cvae.network != "plain":
+        raise UserError("cvae.network must be plain: this task has a convolutional layer of its own")
+    labels = config.output == "label"
+    x_shape = (shape[0] // FACTOR, shape[1] // FACTOR) if config.output == "superres" else shape
+
+    def batch(raw: dict[str, Array], index: Array, valid: Array, keys: Array, train: bool) -> Batch:
+        y_keys, x_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        image = images.targets(raw["image"], config.targets, y_keys)
+        if labels:
+            return Batch(image, ambiguous(raw["label"], x_keys), None, index, valid)
+        if config.output == "superres":
+            return Batch(shrink(image), image, None, index, valid)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(x_keys)
+        return Batch(image + config.noise * noise, image, None, index, valid)
+
+    def observe(x: Any, y: Any = None) -> Batch:
+        """Batch of a user's own x [batch, height, width], and of its labels [batch] or images, or None."""
+        x = images.own("x", x, x_shape, config.targets if labels else "grey", bounded=config.output != "denoise")
+        if y is not None:
+            y = images.own_labels("y", y, NUM_CLASSES) if labels else images.own("y", y, shape, config.targets)
+            if len(y) != len(x):
+                raise UserError(f"x has {len(x)} images but y has {len(y)} {'labels' if labels else 'images'}")
+        return Batch(x, y, None, jnp.arange(len(x)), jnp.ones(len(x)))
+
+    def check(arrays: dict[str, np.ndarray]) -> None:
+        if labels:
+            images.check_labels(arrays["label"], NUM_CLASSES)
+
+    def look(batch: Batch, frozen: Variables | None) -> tuple[Array, Array | None]:
+        if batch.y is None:
+            return batch.x, None
+        return batch.x, jax.nn.one_hot(batch.y, NUM_CLASSES) if labels else batch.y.reshape(len(batch.y), -1)
+
+    def measure(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, np.ndarray]:
+        return {ENTROPY: np.asarray(entropy(predictive(model, variables, batch, how, key)), np.float64)}
+
+    def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
+        """The input, the truth, and samples: of labels the most probable given each z, and how probable it is."""
+        columns = {"input": np.clip(batch.x, 0, 1)}
+        if batch.y is not None:
+            columns["drawn y" if labels else "truth"] = (
+                np.asarray(batch.y).astype(str) if labels else np.asarray(batch.y)
+            )
+        for drawn in samples.values():
+            for number, values in enumerate(np.asarray(drawn), 1):
+                if labels:
+                    values = np.array([f"{p.argmax()}: {p.max():.2f}" for p in values])
+                columns[f"sample {number}"] = values
+        return columns
+
+    outputs = NUM_CLASSES if labels else math.prod(shape)
+    model = make_model(
+        from_config(config.cvae, outputs, lambda: ConvReader(config.cvae.channels)),
+        look,
+        Categorical if labels else lambda logits: Bernoulli(logits.reshape(-1, *shape)),
+    )
+    raw = {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
+    if labels:
+        raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+    return Task(
+        column=OUTPUTS[config.output],
+        protocol="d or d + 1 by a coin" if labels else f"{config.targets} targets",
+        raw=raw,
+        batch=batch,
+        observe=observe,
+        stages=(objectives.stage("cvae", model, config.cvae),),
+        panels=panels,
+        measures=Measures(measure, {ENTROPY: math.log(2)}) if labels else None,
+        check=check,
+    )
