@@ -24,15 +24,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config.image_shape = (28, 28)
     config.data = common.mnist()
     config.cvae = common.cvae_stage(
-        hidden=(200,), latent=10, batch_size=20, epochs=4, steps_per_call=500, figure_every=1, log_every=100
+        hidden=(200,),
+        latent=10,
+        batch_size=20,
+        epochs=4,
+        averaging=0.999,
+        steps_per_call=500,
+        figure_every=1,
+        log_every=100,
+        optimizer={"schedule": "cosine", "learning_rate": 2e-3},
     )
     if "strong" in options:
         config.name = "mnist_class_strong"
         config.targets = "dynamic"
         config.cvae.update(network="residual", prior="learned", hidden=(512,), latent=64, batch_size=128, epochs=30)
-        config.cvae.update(averaging=0.999, figure_every=10, log_every=0, checkpoint_every=2)
+        config.cvae.update(figure_every=10, log_every=0, checkpoint_every=2)
         config.cvae.objective.update(name="iwae", num_samples=5)
-        config.cvae.optimizer.update(schedule="cosine", warmup_steps=500, clip_norm=5.0, weight_decay=0.05)
+        config.cvae.optimizer.update(learning_rate=1e-3, warmup_steps=500, clip_norm=5.0)
     if "smoke" in options:
         common.on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, log_every=20)

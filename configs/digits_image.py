@@ -1,0 +1,21 @@
+"""Conditioned on an image, on the digits inside scikit-learn: offline, in a minute on 2 cores.
+
+python train.py --config=configs/digits_image.py --workdir=runs/digits_image
+python eval.py --workdir=runs/digits_image
+
+Variants: `:denoise` and `:superres`, as in configs/mnist_image.py.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, mnist_image
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment for the variant "", "denoise" or "superres"."""
+    options = common.parse_options(variant, ["denoise", "superres"], "configs/digits_image.py:denoise")
+    config = mnist_image.get_config(",".join(options))
+    config.name = config.name.replace("mnist", "digits")
+    common.on_digits(config)
+    config.cvae.update(epochs=100, batch_size=32, patience=20, averaging=0.99, figure_every=25, checkpoint_every=25)
+    return config

@@ -1,0 +1,21 @@
+"""The plain VAE on the digits inside scikit-learn: offline, in a minute on 2 cores.
+
+python train.py --config=configs/digits_vae.py --workdir=runs/digits_vae
+python eval.py --workdir=runs/digits_vae
+
+Variant: `:2d` has a z of two units, whose manifold eval.py draws.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, mnist_vae
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment for the variant "" or "2d"."""
+    options = common.parse_options(variant, ["2d"], "configs/digits_vae.py:2d")
+    config = mnist_vae.get_config(",".join(options))
+    config.name = config.name.replace("mnist", "digits")
+    common.on_digits(config)
+    config.cvae.update(epochs=200, batch_size=32, averaging=0.99, figure_every=50, checkpoint_every=50)
+    return config
