@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.name = f"mnist_{output}"
         config.output = output
         config.targets = "dynamic"
-        config.cvae.update(hidden=(400, 400), latent=32)
+        config.cvae.update(hidden=(400, 400), latent=32, channels=8)
     if "smoke" in options:
         common.on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, hidden=(64,))

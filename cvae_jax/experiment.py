@@ -305,7 +305,7 @@ def draw_pictures(
     model, variables = experiment.model()
     batch, key = _shown(experiment.task, arrays), keys.stream(0, "pictures")
     for name, picture in experiment.task.pictures(model, variables, batch, experiment.how(), key).items():
-        figures.image_grid(picture.columns, folder / f"{name}_{base}.png", f"{title}, {name}", picture.rows)
+        figures.image_grid(picture.columns, folder / f"{name}_{base}.png", f"{title}, {picture.title}", picture.rows)
 
 
 def load(workdir: str, seed: int | None = None) -> Experiment:

@@ -75,16 +75,16 @@ def own_labels(name: str, labels: Any, num_classes: int) -> Array:
       UserError: for what is no such array; begins with `name`.
     """
     try:
-        found = jnp.asarray(labels)
+        found = np.asarray(labels)  # in NumPy, which has integers of 64 bits
     except (TypeError, ValueError):
         raise UserError(f"{name} is no array of labels, but {type(labels).__name__}") from None
-    if found.ndim != 1 or not jnp.issubdtype(found.dtype, jnp.integer):
+    if found.ndim != 1 or found.dtype.kind not in "iu":
         raise UserError(f"{name} is {found.dtype} {found.shape}, expected whole numbers [batch]")
     if len(found) == 0:
         raise UserError(f"{name} holds no label")
-    if not bool(((found >= 0) & (found < num_classes)).all()):
+    if not ((found >= 0) & (found < num_classes)).all():
         raise UserError(f"{name} has labels outside 0 to {num_classes - 1}")
-    return found.astype(jnp.int32)
+    return jnp.asarray(found, jnp.int32)
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:

@@ -117,6 +117,7 @@ class Columns(NamedTuple):
 
     columns: dict[str, np.ndarray]
     rows: tuple[str, ...] = ()  # a label left of each row
+    title: str = ""  # what it shows
 
 
 class Measures(NamedTuple):

@@ -63,7 +63,9 @@ def describe_batches(stage: Stage, first_step: int, per_epoch: int, terms: dict[
             loss, reconstruction = sums["loss"], -sums["log_p_y"]
             lines.append(head + f"loss {loss:.3f} = {reconstruction:.3f} + {loss - reconstruction:.3f}")
         else:
-            lines.append(head + ", ".join(f"{name} {value:.3f}" for name, value in sums.items()))
+            lines.append(
+                head + ", ".join(f"{name} {sums[name]:.3f}" for name in ("loss", *sorted(sums.keys() - {"loss"})))
+            )
     return lines
 
 

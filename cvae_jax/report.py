@@ -50,11 +50,13 @@ class Findings(NamedTuple):
 
 def histograms(measured: list[TaskMeasure], folder: pathlib.Path) -> None:
     """Saves, for every measure that is no mere yes or no, its histogram over examples of each model's first seed."""
-    for column, name in dict.fromkeys((one.column, one.name) for one in measured):
+    columns = dict.fromkeys((one.column, one.name) for one in measured)
+    for column, name in columns:
         found = [one for one in measured if (one.column, one.name) == (column, name)]
         if all(len(np.unique(one.values)) <= 2 for one in found):
             continue
-        file = "_".join(name.split(",")[0].split())
+        alone = [other for _, other in columns].count(name) == 1
+        file = "_".join((name.split(",")[0] + f" {column}" * (not alone)).split())
         values = {one.model: one.values[0] for one in found}
         figures.histograms(values, folder / f"{file}.png", column, name, found[0].known)
 
@@ -112,7 +114,9 @@ def text(found: Findings, settings: Annealing) -> str:
         lines = [["model", "column", "measure", "value", "of a perfect model"]]
         for one in measured:
             mean, spread, of_seeds = one.mean()
-            value = f"{mean:.4f} ± {spread:.4f}" + ("" if math.isnan(of_seeds) else f", seeds {of_seeds:.4f}")
+            value = f"{mean:.4f} ± {'?' if math.isnan(spread) else f'{spread:.4f}'}" + (
+                "" if math.isnan(of_seeds) else f", seeds {of_seeds:.4f}"
+            )
             lines.append([one.model, one.column, one.name, value, "" if one.known is None else f"{one.known:.4f}"])
         parts += ["## What the tasks measure", "\n".join(tables.markdown(lines))]
     return "\n\n".join(parts) + "\n"

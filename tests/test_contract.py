@@ -4,7 +4,7 @@ import linear_gaussian
 import numpy as np
 import pytest
 
-from configs import mnist_quadrants
+from configs import mnist_class, mnist_image, mnist_quadrants, mnist_vae
 from cvae_jax import tasks
 from cvae_jax.model import has_latents
 
@@ -48,3 +48,40 @@ def test_quadrants_baseline(quadrants, number):
 def test_quadrants_cvae(quadrants, number):
     _, (model, variables), batches = quadrants
     contract.check_model(model, variables, batches[number])
+
+
+# Tasks of a single stage: their config, changes of that stage, a user's x and y. Hidden layers and z are of one size,
+# so that eager operations are compiled once.
+IMAGES = np.random.default_rng(0).uniform(size=(3, 8, 8))
+LABELS = np.array([0, 3, 9])
+LEARNED, TIED = {"prior": "learned"}, {"prior": "learned", "tie_weights": True}
+SINGLE = {
+    "vae": (mnist_vae, "smoke", {}, None, IMAGES.round()),
+    "label": (mnist_class, "smoke", {}, LABELS, IMAGES),
+    "image": (mnist_image, "smoke", {}, IMAGES, LABELS),
+    "image, learned": (mnist_image, "smoke", LEARNED, IMAGES, LABELS),
+    "image, tied": (mnist_image, "smoke", TIED, IMAGES, LABELS),
+    "superres": (mnist_image, "superres,smoke", LEARNED, IMAGES[:, :2, :2], IMAGES.round()),
+}
+
+
+def single(module, variant, changes, x, y):
+    """The only model of a task, its variables and a batch."""
+    config = module.get_config(variant)
+    config.cvae.update(hidden=(16,), latent=4, **changes)
+    if module is mnist_image:
+        config.cvae.channels = 2
+    task = tasks.make_task(config)
+    batch, model = task.observe(x, y), task.stages[0].model
+    return model, moved(jax.jit(model.init)(jax.random.key(0), batch)), batch
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("name", SINGLE)
+def test_tasks_of_one_stage(name):
+    contract.check_model(*single(*SINGLE[name]))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_residual_networks_given_a_label():
+    contract.check_without_y(*single(mnist_class, "smoke", {"network": "residual", **LEARNED}, LABELS, IMAGES))

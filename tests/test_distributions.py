@@ -5,7 +5,16 @@ import numpyro.distributions as dist
 import pytest
 from scipy import integrate, special, stats
 
-from cvae_jax.distributions import MAX_LOG_SCALE, Bernoulli, Normal, bounded_normal, draw_latent
+from cvae_jax.distributions import (
+    MAX_LOG_SCALE,
+    Bernoulli,
+    Categorical,
+    Normal,
+    bounded_normal,
+    draw_latent,
+    log_likelihood,
+    standard_normal,
+)
 
 RNG = np.random.default_rng(0)
 MEAN, SCALE = RNG.normal(size=(4, 3)), np.exp(RNG.normal(size=(4, 3)))
@@ -62,7 +71,7 @@ def test_a_sample_is_reparameterised():
 
 def test_a_sample_depends_on_its_own_key_alone():
     keys = jax.random.split(jax.random.key(0), 4)
-    for distribution in (Normal(f32(MEAN), f32(SCALE)), Bernoulli(f32(LOGITS))):
+    for distribution in (Normal(f32(MEAN), f32(SCALE)), Bernoulli(f32(LOGITS)), Categorical(f32(LOGITS))):
         first = jax.tree.map(lambda leaf: leaf[:1], distribution)
         np.testing.assert_array_equal(distribution.sample(keys)[:1], first.sample(keys[:1]))
 
@@ -104,6 +113,52 @@ def test_bernoulli_at_extreme_logits(logit, value):
     # log p = value * logit - log(1 + e^logit)
     assert log_prob == pytest.approx(value * logit - np.logaddexp(0, logit), rel=1e-6, abs=1e-40)
     assert gradient == pytest.approx(value - special.expit(logit), rel=1e-6, abs=1e-40)
+
+
+def test_categorical_log_prob_and_mean():
+    logits = RNG.normal(size=(4, 2, 5)) * 3
+    classes = RNG.integers(0, 5, (4, 2))
+    wanted = special.log_softmax(logits, -1)
+    distribution = Categorical(f32(logits))
+    found = distribution.log_prob(jnp.asarray(classes, jnp.int32))
+    np.testing.assert_allclose(found, np.take_along_axis(wanted, classes[..., None], -1)[..., 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(distribution.mean, np.exp(wanted), rtol=1e-5)
+
+
+def test_categorical_sample():
+    logits = np.array([[[0.0, 1.0, -2.0, 0.5], [3.0, -3.0, -np.inf, 2.0]]])
+    drawn = samples(Categorical(f32(logits)), 20_000)
+    assert drawn.shape == (20_000, 2)
+    assert Categorical(f32(logits)).sample(jax.random.split(jax.random.key(0), 1)).dtype == jnp.int32
+    for unit, p in enumerate(special.softmax(logits[0], -1)):
+        shares = (drawn[:, unit, None] == np.arange(4)).mean(0)
+        assert (np.abs(shares - p) <= SIGMAS * np.sqrt(p * (1 - p) / 20_000)).all()
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_categorical_at_extreme_logits(value):
+    logits = jnp.array([1e4, -1e4, 1e4], jnp.float32)
+    log_prob, gradient = jax.value_and_grad(lambda logits: Categorical(logits).log_prob(jnp.int32(value)))(logits)
+    assert log_prob == pytest.approx([-np.log(2), -2e4 - np.log(2)][value], rel=1e-6)
+    np.testing.assert_allclose(gradient, np.eye(3)[value] - [0.5, 0, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(Categorical(logits).mean, [0.5, 0, 0.5])
+
+
+def test_standard_normal():
+    np.testing.assert_allclose(standard_normal(VALUE.shape).log_prob(f32(VALUE)), stats.norm.logpdf(VALUE), rtol=1e-5)
+
+
+def test_log_likelihood():
+    p_y, y = Bernoulli(jnp.zeros((2, 2, 3))), jnp.ones((2, 2, 3))
+    weight = jnp.asarray([[[1, 0, 0.5], [0, 0, 0]], [[2, 2, 2], [1, 1, 0]]], jnp.float32)
+    np.testing.assert_allclose(log_likelihood(p_y, y, None), np.full(2, -6 * np.log(2)), rtol=1e-6)
+    np.testing.assert_allclose(log_likelihood(p_y, y, weight), np.array([-1.5, -8]) * np.log(2), rtol=1e-6)
+    assert log_likelihood(p_y, None, weight) is None
+    labels = jnp.asarray([2, 0, 1, 1], jnp.int32)
+    wanted = special.log_softmax(LOGITS, -1)[np.arange(4), labels]
+    np.testing.assert_allclose(log_likelihood(Categorical(f32(LOGITS)), labels, None), wanted, rtol=1e-5, atol=1e-6)
+    halved = log_likelihood(Categorical(f32(LOGITS)), labels, jnp.full(4, 0.5))
+    np.testing.assert_allclose(halved, wanted / 2, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("log_scale", [-1e4, -20.0, 0.0, 20.0, 1e4])

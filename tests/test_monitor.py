@@ -1,7 +1,9 @@
 """What is said of a run while it trains."""
 
+import itertools
 import logging
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -54,3 +56,40 @@ def test_what_is_collapsed(caplog):
     count, text = told("iwae", [3.0, 0.01], 7, last=True, seeds=(4, 5))
     assert count == 8 and "the posterior of seed 5 has collapsed" in text and "free_bits" not in text
     assert told("hybrid", [0.01], 4) == (0, "")  # with alpha 0 its q is not trained
+
+
+def lines_of(terms, cuts=(), per_epoch=250, **changes):
+    """What is said of the steps of `terms` [seeds, steps], in calls that end at `cuts`."""
+    config = small_config(**{"cvae.batch_size": 20, "cvae.log_every": 100, **changes})
+    stage, bounds = tasks.make_task(config).stages[1], [0, *cuts, terms["loss"].shape[1]]
+    calls = [(a, {name: value[:, a:b] for name, value in terms.items()}) for a, b in itertools.pairwise(bounds)]
+    return [line for first, call in calls for line in monitor.describe_batches(stage, first, per_epoch, call)]
+
+
+def some_terms(*names, steps=500):
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=(2, steps)).astype(np.float32) for name in names}
+
+
+def test_lines_of_batches_stand_at_the_same_steps_however_calls_are_cut():
+    terms = some_terms("loss", "log_p_y", "kl")
+    lines = lines_of(terms)
+    heads = [re.match(r"cvae epoch (\d), ([\d,]+) examples, sums of a batch: ", line).groups() for line in lines]
+    assert heads == [(epoch, examples) for epoch in "12" for examples in ("0", "2,000", "4,000")]
+    for cuts in ((1,), (100, 200, 250), (101, 350, 351), (99, 249, 499)):
+        assert lines_of(terms, cuts) == lines
+    assert lines_of(terms, **{"cvae.log_every": 0}) == []
+    assert len(lines_of(terms, **{"cvae.log_every": 1})) == 500
+
+
+def test_lines_of_batches_are_sums_of_the_first_seed():
+    terms = some_terms("loss", "log_p_y", "kl")
+    for line, step in zip(lines_of(terms), (0, 100, 200, 250, 350, 450), strict=True):
+        loss, reconstruction = (20 * float(terms[name][0, step]) for name in ("loss", "log_p_y"))
+        found = re.search(r": loss (\S+) = (\S+) \+ (\S+)$", line).groups()
+        # What is not reconstruction is the KL as weighted, whatever its own term says.
+        assert [float(one) for one in found] == pytest.approx([loss, -reconstruction, loss + reconstruction], abs=1e-3)
+    terms = some_terms("loss", "log_p_y", "kl", steps=1)
+    loss, log_p_y, kl = (20 * float(value[0, 0]) for value in terms.values())
+    (line,) = lines_of(terms, **{"cvae.objective.name": "iwae"})
+    assert line.endswith(f"sums of a batch: loss {loss:.3f}, kl {kl:.3f}, log_p_y {log_p_y:.3f}")

@@ -74,6 +74,8 @@ def make_task(config: Any) -> Task:
         raise UserError(f"output={config.output!r} is not known; choose from {', '.join(OUTPUTS)}")
     if config.noise < 0:
         raise UserError(f"noise={config.noise} must be at least 0")
+    if config.cvae.channels < 1:
+        raise UserError(f"cvae.channels={config.cvae.channels} must be at least 1")
     if config.output == "superres" and any(side % FACTOR or side < 2 * FACTOR for side in shape):
         raise UserError(f"image_shape={shape} must be multiples of {FACTOR}, of at least {2 * FACTOR}, for superres")
     if config.cvae.network != "plain":

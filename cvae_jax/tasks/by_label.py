@@ -44,6 +44,8 @@ def make_task(config: Any) -> Task:
     num_classes = config.num_classes
     if num_classes != 0 and num_classes < 2:
         raise UserError(f"num_classes={num_classes} must be at least 2, or 0 for images given nothing")
+    if num_classes and config.classify_samples < 1:
+        raise UserError(f"classify_samples={config.classify_samples} must be at least 1")
     if num_classes == 0 and config.cvae.prior == "learned":
         raise UserError("cvae.prior=learned needs an x; with num_classes=0 there is none, so take fixed (and plain)")
     model = make_model(
@@ -95,7 +97,7 @@ def make_task(config: Any) -> Task:
         return columns
 
     def pictures(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, Columns]:
-        source: Proposal = "recognition" if how.has_recognition else "prior"
+        source: Proposal = "recognition" if how.has_recognition else how.predicts_from
 
         @jax.jit
         def styles(batch: Batch) -> Any:
@@ -113,14 +115,16 @@ def make_task(config: Any) -> Task:
             by_label = {
                 str(label): np.asarray(decode(under(batch, label, num_classes), z)) for label in range(num_classes)
             }
-            found["analogies"] = Columns({"image": shown, **by_label})
+            found["analogies"] = Columns({"image": shown, **by_label}, title="the style of an image under every label")
             labels = observe(np.arange(num_classes))
             keys = per_sample(per_example(key, labels.index), jnp.arange(SAMPLES_SHOWN))
             drawn = np.asarray(inference.sample(model, variables, labels, keys, False, how.predicts_from))
             columns = {f"sample {number}": image for number, image in enumerate(drawn, 1)}
-            found["digits"] = Columns(columns, tuple(map(str, range(num_classes))))
+            found["digits"] = Columns(columns, tuple(map(str, range(num_classes))), "samples of every label")
         else:
-            found["reconstructions"] = Columns({"image": shown, "through z": np.asarray(decode(batch, z))})
+            found["reconstructions"] = Columns(
+                {"image": shown, "through z": np.asarray(decode(batch, z))}, title="images and what z keeps of them"
+            )
         if config.cvae.latent == 2 and not num_classes:
             # Quantiles of N(0, I), so that each image stands for as much of the prior.
             steps = stats.norm.ppf((np.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
@@ -129,7 +133,9 @@ def make_task(config: Any) -> Task:
             manifold = np.asarray(decode(observe(None, np.zeros((len(z), *shape))), (z,)))
             by_column = manifold.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *shape).swapaxes(0, 1)
             columns = {f"{step:.2f}": images for step, images in zip(steps, by_column, strict=True)}
-            found["manifold"] = Columns(columns, tuple(f"{-step:.2f}" for step in steps))
+            found["manifold"] = Columns(
+                columns, tuple(f"{-step:.2f}" for step in steps), "the image of every z, first unit across, second up"
+            )
         return found
 
     name = f"image given one of {num_classes} labels" if num_classes else "image"

@@ -1,0 +1,342 @@
+"""Images given their label, and given nothing: networks by hand, Bayes' rule by quadrature, a run from end to end."""
+
+import itertools
+import json
+import re
+
+import contract
+import jax
+import numpy as np
+import pytest
+from scipy import special, stats
+
+import cvae_jax
+from configs import mnist_class, mnist_vae
+from cvae_jax import data, evaluation, inference, keys, tasks
+from cvae_jax.distributions import MAX_LOG_SCALE
+from cvae_jax.errors import UserError
+from cvae_jax.estimators import elbo_score
+from cvae_jax.model import How
+from cvae_jax.tasks import by_label
+
+SIGMAS = 4.5
+SHAPE = (8, 6)  # not square, so that no image is transposed
+TRAINED = How(exact=False, has_recognition=True, predicts_from="prior")
+RNG = np.random.default_rng(0)
+LABELS = np.array([3, 0, 9, 5, 5, 2])
+IMAGES = RNG.uniform(size=(len(LABELS), *SHAPE)).astype(np.float32)
+
+
+def task_of(config, **changes):
+    """The task with tiny networks; changes are flattened keys."""
+    config.image_shape = SHAPE
+    config.update_from_flattened_dict({"cvae.hidden": (16,), "cvae.latent": 2, **changes})
+    return tasks.make_task(config)
+
+
+def of_labels(**changes):
+    return task_of(mnist_class.get_config(), **changes)
+
+
+def vae(**changes):
+    return task_of(mnist_vae.get_config(), **{"targets": "grey", **changes})
+
+
+def random_variables(model, batch):
+    """As spread out as at the start, but with biases."""
+    rng = np.random.default_rng(0)
+
+    def numbers(leaf):
+        scale = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    return jax.tree.map(numbers, jax.eval_shape(model.init, jax.random.key(0), batch))
+
+
+# The networks in NumPy, float64.
+
+ACTIVATIONS = {"relu": lambda a: np.maximum(a, 0), "tanh": np.tanh}
+
+
+def in_float64(variables):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+
+
+def mlp(layers, inputs, activation):
+    """Dense layers Dense_0, Dense_1, ... with an activation between them."""
+    for number in range(len(layers)):
+        inputs = ACTIVATIONS[activation](inputs) if number else inputs
+        inputs = inputs @ layers[f"Dense_{number}"]["kernel"] + layers[f"Dense_{number}"]["bias"]
+    return inputs
+
+
+def generate(params, x, z, activation="relu"):
+    """The outputs of the generation network for x (no features: the VAE) and z, [..., outputs]."""
+    net = params["generation_net"]
+    first = z @ net["first_z"]["kernel"] + net["first_z"]["bias"]
+    if x.shape[-1]:
+        first = first + x @ net["first_x"]["kernel"]
+    return mlp(net["rest"], ACTIVATIONS[activation](first), activation)
+
+
+def bernoulli(logits, y):
+    """log p(y), summed over the pixels."""
+    return special.xlogy(y, special.expit(logits)).sum(-1) + special.xlogy(1 - y, special.expit(-logits)).sum(-1)
+
+
+STEP = 0.15
+GRID = np.stack(np.meshgrid(*[np.arange(-6, 6 + STEP / 2, STEP)] * 2), -1).reshape(-1, 2)
+LOG_WEIGHTS = stats.norm.logpdf(GRID).sum(-1) + 2 * np.log(STEP)  # of quadrature over z ~ N(0, I)
+
+
+def by_quadrature(variables, images):
+    """log p(image | label) under every label, [10, batch]."""
+    params, found = in_float64(variables), []
+    for x in np.eye(10):
+        logits = generate(params, x, GRID)
+        log_p_y = images.reshape(len(images), -1) @ logits.T - np.logaddexp(0, logits).sum(-1)
+        found.append(special.logsumexp(log_p_y + LOG_WEIGHTS, 1))
+    return np.stack(found)
+
+
+def means(variables, x, z, activation="relu"):
+    return special.expit(generate(in_float64(variables), x, z, activation)).reshape(-1, *SHAPE)
+
+
+def dense(*widths):
+    """Parameters of fully connected layers with biases."""
+    return sum(inputs * outputs + outputs for inputs, outputs in itertools.pairwise(widths))
+
+
+@pytest.mark.parametrize(
+    ("config", "label", "recognition", "generation"),
+    [
+        (mnist_class.get_config(), [0], (794, 200, 2 * 10), (20, 200, 784)),
+        (mnist_vae.get_config(), None, (784, 200, 200, 2 * 50), (50, 200, 200, 784)),
+    ],
+)
+def test_networks_of_the_seed_and_of_the_paper(config, label, recognition, generation):
+    task = tasks.make_task(config)
+    batch = task.observe(label, np.zeros((1, 28, 28)))
+    params = jax.eval_shape(task.stages[0].model.init, jax.random.key(0), batch)["params"]
+    assert {name: sum(leaf.size for leaf in jax.tree.leaves(net)) for name, net in params.items()} == {
+        "recognition_net": dense(*recognition),
+        "generation_net": dense(*generation),
+    }
+
+
+@pytest.mark.parametrize(("labels", "activation"), [(LABELS, "relu"), (None, "tanh")])
+@pytest.mark.usefixtures("compiled_quickly")
+def test_a_given_z_is_scored_as_by_hand(labels, activation):
+    make = vae if labels is None else of_labels
+    task = make(**{"cvae.latent": 3, "cvae.hidden": (16, 12), "cvae.activation": activation})
+    batch, model = task.observe(labels, IMAGES), task.stages[0].model
+    variables, z = random_variables(model, batch), RNG.normal(size=(len(IMAGES), 3)).astype(np.float32)
+    found = contract.draw(model, "given", variables, batch, (z,))
+
+    params, y = in_float64(variables), IMAGES.reshape(len(IMAGES), -1).astype(np.float64)
+    x = np.zeros((len(y), 0)) if labels is None else np.eye(10)[labels]
+    outputs = mlp(params["recognition_net"]["MLP_0"], np.concatenate([y, x], 1), activation)
+    mean, scale = outputs[:, :3], np.exp(MAX_LOG_SCALE * np.tanh(outputs[:, 3:] / MAX_LOG_SCALE))
+    log_p_y = bernoulli(generate(params, x, z, activation), y)
+    kl = (scale**2 + mean**2 - 1) / 2 - np.log(scale)
+    np.testing.assert_allclose(found.log_p_y, log_p_y, rtol=1e-5)
+    np.testing.assert_allclose(found.log_p_z, stats.norm.logpdf(z).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(found.log_q_z, stats.norm.logpdf(z, mean, scale).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(found.kl[0], kl, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(elbo_score(found), log_p_y - kl.sum(1), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def classified():
+    """A task, its model's variables, images drawn from the model, the labels of half of them, and the truth."""
+    task = of_labels(**{"classify_samples": 2000, "targets": "dynamic"})
+    variables = random_variables(task.stages[0].model, task.observe(LABELS, IMAGES.round()))
+    params = variables["params"]
+    for name, factor in (("first_x", 3), ("first_z", 0.3)):  # labels show more than styles
+        params["generation_net"][name]["kernel"] *= factor
+    params["recognition_net"] = jax.tree.map(lambda leaf: 0.3 * leaf, params["recognition_net"])  # q is wide
+    rng = np.random.default_rng(1)
+    p = means(variables, np.eye(10)[LABELS], rng.normal(size=(len(LABELS), 2)))
+    images = (rng.uniform(size=p.shape) < p).astype(np.float32)
+    labels = np.where(np.arange(len(LABELS)) % 2, LABELS, (LABELS + 1) % 10)
+    return task, variables, images, labels, by_quadrature(variables, images)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_classify_by_bayes_rule(classified):
+    task, variables, images, labels, truth = classified
+    model, key = task.stages[0].model, jax.random.key(0)
+    batch = task.observe(labels, images)
+    found = by_label.classify(model, variables, batch, TRAINED, key, 10, 2000)
+    errors = np.empty_like(truth)
+    for label in range(10):
+        under = task.observe(np.full(len(images), label), images)
+        one = inference.log_prob(model, variables, under, "is", 2000, key)
+        np.testing.assert_array_equal(found[label], one.value)
+        assert (one.ess > 50).all()
+        assert (np.abs(one.value - truth[label]) < SIGMAS * one.error).all()
+        errors[label] = one.error
+    best = truth.argmax(0), np.arange(len(images))
+    clear = truth[best] - truth > SIGMAS * np.hypot(errors, errors[best])
+    assert (clear.sum(0) == 9).all(), "two labels are too close to compare"
+    np.testing.assert_array_equal(found.argmax(0), truth.argmax(0))
+    measured = task.measures.of_batch(model, variables, batch, TRAINED, key)
+    right = truth.argmax(0) == labels
+    assert 0 < right.sum() < len(right)
+    assert list(measured) == ["accuracy by Bayes' rule"]
+    np.testing.assert_array_equal(measured["accuracy by Bayes' rule"], right.astype(float))
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_classify_where_the_likelihood_is_exact(classified):
+    task, variables, images, labels, _ = classified
+    how = How(exact=True, has_recognition=False, predicts_from="prior_mean")
+    found = by_label.classify(
+        task.stages[0].model, variables, task.observe(labels, images), how, jax.random.key(0), 10, 1
+    )
+    y, params = images.reshape(len(images), -1), in_float64(variables)
+    wanted = [bernoulli(generate(params, x, np.zeros(2)), y) for x in np.eye(10)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+ZEROS = np.zeros((2, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("task", "x", "y", "message"),
+    [
+        (of_labels(), [1, 10], None, "x has labels outside 0 to 9"),
+        (of_labels(), [-1, 1], None, "x has labels outside 0 to 9"),
+        (of_labels(num_classes=3), [1, 3], None, "x has labels outside 0 to 2"),
+        (of_labels(), [1.0, 2.0], None, r"x is float64 \(2,\), expected whole numbers \[batch\]"),
+        (of_labels(), np.eye(10, dtype=int), None, r"x is int64 \(10, 10\), expected whole numbers \[batch\]"),
+        (of_labels(), None, ZEROS, r"x is object \(\), expected whole numbers"),
+        (of_labels(), [1, 2, 3], ZEROS, "x has 3 labels but y has 2 images"),
+        (of_labels(), [1, 2], np.zeros((2, 6, 8)), r"y has shape \(2, 6, 8\), expected \[batch, 8, 6\]"),
+        (vae(), [1, 2], ZEROS, "x must be None"),
+        (vae(), None, np.zeros((2, 48)), r"y has shape \(2, 48\), expected \[batch, 8, 6\]"),
+    ],
+)
+def test_observe_errors(task, x, y, message):
+    with pytest.raises(UserError, match=message):
+        task.observe(x, y)
+
+
+def test_observe():
+    np.testing.assert_array_equal(of_labels(num_classes=4).observe([2, 0]).x, [[0, 0, 1, 0], [1, 0, 0, 0]])
+    assert vae().observe().x.shape == (1, 0)
+    assert vae().observe(None, ZEROS).x.shape == (2, 0)
+
+
+def test_raw_labels_that_the_config_does_not_have_are_refused():
+    with pytest.raises(UserError, match="label has values from 0 to 9, expected 0 to 8"):
+        of_labels(num_classes=9).check({"label": np.arange(10)})
+    with pytest.raises(UserError, match="label has values from -1 to 3, expected 0 to 9"):
+        of_labels().check({"label": np.array([-1, 3])})
+    of_labels().check({"label": np.arange(10)})
+    vae().check({"image": ZEROS})
+    assert list(vae().raw) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (of_labels, {"classify_samples": 0}, "classify_samples=0 must be at least 1"),
+        (of_labels, {"num_classes": 1}, "num_classes=1 must be at least 2, or 0"),
+        (of_labels, {"num_classes": -1}, "num_classes=-1 must be at least 2, or 0"),
+        (vae, {"cvae.prior": "learned"}, "cvae.prior=learned needs an x"),
+        (of_labels, {"cvae.network": "residual"}, "cvae.network=residual .*set cvae.prior=learned"),
+        (of_labels, {"cvae.tie_weights": True}, "cvae.tie_weights=True"),
+        (of_labels, {"cvae.activation": "sine"}, "cvae.activation='sine' .*relu, tanh, gelu"),
+        (of_labels, {"cvae.prior": "flat"}, "cvae.prior='flat' .*fixed, learned"),
+        (of_labels, {"cvae.network": "deep"}, "cvae.network='deep' .*plain, residual"),
+        (of_labels, {"cvae.hidden": ()}, r"cvae.hidden=\(\) must be"),
+    ],
+)
+def test_config_errors_name_the_key(make, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(**changes)
+
+
+def test_panels():
+    samples = {"cvae": RNG.uniform(size=(2, len(LABELS), *SHAPE))}
+    found = of_labels().panels(of_labels().observe(LABELS, IMAGES), samples)
+    assert list(found) == ["label", "sample 1", "sample 2"]
+    assert list(found["label"]) == ["3", "0", "9", "5", "5", "2"]
+    without = vae().panels(vae().observe(None, IMAGES), samples)
+    assert list(without) == ["sample 1", "sample 2"]
+    for panels in (found, without):
+        for number in (1, 2):
+            np.testing.assert_array_equal(panels[f"sample {number}"], samples["cvae"][number - 1])
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_pictures_of_labels():
+    task = of_labels()
+    model, batch = task.stages[0].model, task.observe(LABELS, IMAGES)
+    variables = random_variables(model, batch)
+    # From the mean of the prior, so that each digit's z is known: 0.
+    how = TRAINED._replace(predicts_from="prior_mean")
+    found = task.pictures(model, variables, batch, how, jax.random.key(0))
+    assert list(found) == ["analogies", "digits"]
+    z = np.asarray(contract.draw(model, "recognition", variables, batch).z[0])  # under the same keys
+    columns, rows = found["analogies"][:2]
+    assert list(columns) == ["image", *map(str, range(10))] and rows == ()
+    np.testing.assert_array_equal(columns["image"], IMAGES)
+    for label in range(10):
+        np.testing.assert_allclose(columns[str(label)], means(variables, np.eye(10)[label], z), atol=1e-5)
+    columns, rows = found["digits"][:2]
+    assert list(columns) == [f"sample {number}" for number in range(1, 11)] and rows == tuple("0123456789")
+    for images in columns.values():
+        np.testing.assert_allclose(images, means(variables, np.eye(10), np.zeros((10, 2))), atol=1e-5)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_pictures_of_the_vae():
+    task, nothing = vae(), np.zeros(0)
+    model, batch = task.stages[0].model, task.observe(None, IMAGES)
+    variables = random_variables(model, batch)
+    found = task.pictures(model, variables, batch, TRAINED, jax.random.key(0))
+    assert list(found) == ["reconstructions", "manifold"]
+    z = np.asarray(contract.draw(model, "recognition", variables, batch).z[0])
+    columns, rows = found["reconstructions"][:2]
+    assert list(columns) == ["image", "through z"] and rows == ()
+    np.testing.assert_array_equal(columns["image"], IMAGES)
+    np.testing.assert_allclose(columns["through z"], means(variables, nothing, z, "tanh"), atol=1e-5)
+    quantiles = stats.norm.ppf((np.arange(20) + 0.5) / 20)
+    columns, rows = found["manifold"][:2]
+    assert list(columns) == [f"{z1:.2f}" for z1 in quantiles] and rows == tuple(f"{-z2:.2f}" for z2 in quantiles)
+    for z1, images in zip(quantiles, columns.values(), strict=True):
+        z = np.stack([np.full(20, z1), quantiles[::-1]], 1)  # upwards, as in a plot
+        np.testing.assert_allclose(images, means(variables, nothing, z, "tanh"), atol=1e-5)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_from_training_to_a_measured_accuracy(tmp_path, capsys):
+    config = mnist_class.get_config("smoke")
+    config.cvae.update(epochs=2, hidden=(16,), figure_every=0, log_every=20, steps_per_call=30)
+    cvae_jax.train(config, str(tmp_path / "run"))
+    pattern = r"cvae epoch (\d), ([\d,]+) examples, sums of a batch: loss (\S+) = (\S+) \+ (\S+)"
+    lines = re.findall(pattern, capsys.readouterr().out)
+    assert [line[:2] for line in lines] == [(epoch, at) for epoch in "12" for at in ("0", "400", "800", "1,200")]
+    for loss, reconstruction, kl in (map(float, line[2:]) for line in lines):
+        assert loss == pytest.approx(reconstruction + kl, abs=2e-3)
+        assert 0 < kl < reconstruction
+
+    evaluation.evaluate([str(tmp_path / "run")], ["is"], [100], num_examples=20, output=str(tmp_path / "eval"))
+    trained = cvae_jax.load(str(tmp_path / "run"))
+    arrays = {name: array[:20] for name, array in data.load(config.data, trained.task)["test"].items()}
+    batch = trained.task.observe(arrays["label"], arrays["image"] / 255)
+    model, variables = trained.model()
+    found = by_label.classify(model, variables, batch, trained.how(), keys.stream(0, "evaluation"), 10, 100)
+    right = found.argmax(0) == arrays["label"]
+    assert 0 < right.mean() < 1
+    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["task_measures"]
+    assert (row["name"], row["model"]) == ("accuracy by Bayes' rule", "mnist_class cvae")
+    assert row["mean"] == pytest.approx(right.mean()) and row["of_seeds"] == [row["mean"]]
+    assert row["standard_error"] == pytest.approx(right.std(ddof=1) / 20**0.5)
+    (of_examples,) = json.loads((tmp_path / "eval" / "examples.json").read_text())["task_measures"]
+    assert of_examples["values"] == [right.astype(float).tolist()]
+    pictures = {path.name for path in (tmp_path / "eval").glob("*.png")}
+    assert pictures == {"samples_run.png", "analogies_run.png", "digits_run.png", "latents_run_cvae.png"}

@@ -1,0 +1,78 @@
+"""What tasks measure, by hand: numbers, tables and histograms."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from test_tables import cells, estimate, result
+
+from cvae_jax import figures, report
+from cvae_jax.annealing import Annealing
+from cvae_jax.report import Findings, TaskMeasure
+
+NAME = "entropy of labels, nats"
+LN2 = math.log(2)
+VALUES = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]])  # of two seeds
+
+
+def measure(values=VALUES, name=NAME, model="m cvae", known=LN2, column="label"):
+    return TaskMeasure("w", column, model, name, tuple(range(len(values))), values, known)
+
+
+def test_mean_its_standard_error_and_its_deviation_over_seeds():
+    # Means over seeds 2, 2, 5; over examples 2, 4.
+    assert measure().mean() == pytest.approx((3, 1, math.sqrt(2)))
+    mean, spread, of_seeds = measure(VALUES[:1]).mean()
+    assert (mean, spread) == pytest.approx((2, 1 / math.sqrt(3))) and math.isnan(of_seeds)
+    mean, spread, _ = measure(VALUES[:, :1]).mean()
+    assert mean == 2 and math.isnan(spread)
+
+
+def test_summary_and_examples_are_json():
+    identity = {"workdir": "w", "column": "label", "model": "m cvae", "name": NAME}
+    found = json.loads(json.dumps(measure(known=None).summary(), allow_nan=False))
+    assert found == {
+        **identity,
+        "seeds": [0, 1],
+        "known": None,
+        "values": None,
+        "mean": 3.0,
+        "standard_error": pytest.approx(1),
+        "deviation_over_seeds": pytest.approx(math.sqrt(2)),
+        "of_seeds": [2.0, 4.0],
+    }
+    one = json.loads(json.dumps(measure(VALUES[:1, :1]).summary(), allow_nan=False))
+    assert (one["mean"], one["standard_error"], one["deviation_over_seeds"]) == (1.0, None, None)
+    of_examples = json.loads(json.dumps(measure().examples(), allow_nan=False))
+    assert of_examples == {**identity, "seeds": [0, 1], "known": LN2, "values": VALUES.tolist()}
+
+
+def test_the_table_of_measures():
+    likelihoods = [result("label", "m cvae", "is", 10, estimate([-3.0, -5.0]))]
+    accuracy = measure(np.array([[1.0, 1.0, 0.0]]), "accuracy", "n cvae", None, "image")
+    text = report.text(Findings(likelihoods, [], [], [measure(), accuracy]), Annealing())
+    before, table = text.split("## What the tasks measure")
+    assert cells(before)[2][:2] == ["m cvae", "is"]
+    assert [row for number, row in enumerate(cells(table)) if number != 1] == [
+        ["model", "column", "measure", "value", "of a perfect model"],
+        ["m cvae", "label", NAME, "3.0000 ± 1.0000, seeds 1.4142", "0.6931"],
+        ["n cvae", "image", "accuracy", "0.6667 ± 0.3333", ""],
+    ]
+    assert "## What the tasks measure" not in report.text(Findings(likelihoods, [], [], []), Annealing())
+
+
+def test_histograms_of_what_is_no_yes_or_no(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "histograms", lambda values, path, *rest: drawn.update({path: (values, *rest)}))
+    right = np.array([[1.0, 0.0, 1.0]])
+    other = measure(VALUES + 1, model="n cvae")
+    report.histograms([measure(), measure(right, "accuracy"), other, measure(right, "accuracy", "n cvae")], tmp_path)
+    ((values, *rest),) = drawn.values()
+    assert list(drawn) == [tmp_path / "entropy_of_labels.png"]
+    assert rest == ["label", NAME, LN2]
+    assert list(values) == ["m cvae", "n cvae"]  # of the first seed
+    np.testing.assert_array_equal(list(values.values()), [VALUES[0], VALUES[0] + 1])
+    drawn.clear()
+    report.histograms([measure(right), other], tmp_path)  # of a model that answers yes or no and one that does not
+    assert list(drawn[tmp_path / "entropy_of_labels.png"][0]) == ["m cvae", "n cvae"]
