@@ -37,10 +37,10 @@ def get_config(variant: str = "") -> ConfigDict:
     if "strong" in options:
         config.name = "mnist_class_strong"
         config.targets = "dynamic"
-        config.cvae.update(network="residual", prior="learned", hidden=(512,), latent=64, batch_size=128, epochs=30)
-        config.cvae.update(figure_every=10, log_every=0, checkpoint_every=2)
+        config.cvae.update(network="residual", prior="learned", hidden=(256,), latent=64, batch_size=64, epochs=40)
+        config.cvae.update(steps_per_call=100, figure_every=10, log_every=0)
         config.cvae.objective.update(name="iwae", num_samples=5)
-        config.cvae.optimizer.update(learning_rate=1e-3, warmup_steps=500, clip_norm=5.0)
+        config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0)
     if "smoke" in options:
         common.on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, log_every=20)
