@@ -28,7 +28,8 @@ def parse_options(variant: str, options: Sequence[str], example: str) -> set[str
     given = variant.split(",") if variant else []
     unknown = [option for option in given if option not in options]
     if unknown:
-        raise UserError(f"variant {unknown[0]!r} is not known; this config has {', '.join(options)}, as in {example}")
+        known = f"{', '.join(options)}, as in" if options else "none:"
+        raise UserError(f"variant {unknown[0]!r} is not known; this config has {known} {example}")
     return set(given)
 
 
@@ -41,17 +42,6 @@ def on_digits(config: ConfigDict) -> None:
     """Puts an experiment on the 8x8 digits inside scikit-learn."""
     config.data.source = "digits"
     config.image_shape = (8, 8)
-
-
-def cvae_stage(**settings: Any) -> ConfigDict:
-    """The settings of a stage whose networks are made by networks/cvae.py; `settings` replaces or adds."""
-    networks = {
-        "network": "plain",  # or "residual": two stochastic units; takes one width and prior="learned"
-        "activation": "relu",  # of the plain networks; or "tanh", "gelu"
-        "prior": "fixed",  # N(0, I); or "learned", p(z|x) by a network of its own
-        "tie_weights": False,  # whether the networks share what reads x, where something does
-    }
-    return stage(**{**networks, **settings})
 
 
 def experiment(name: str, task: str) -> ConfigDict:

@@ -2,8 +2,6 @@
 
 python train.py --config=configs/digits_class.py --workdir=runs/digits_class
 python eval.py --workdir=runs/digits_class
-
-Variant: `:strong`, as in configs/mnist_class.py.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +10,10 @@ from configs import common, mnist_class
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment for the variant "" or "strong"."""
-    options = common.parse_options(variant, ["strong"], "configs/digits_class.py:strong")
-    config = mnist_class.get_config(",".join(options))
-    config.name = config.name.replace("mnist", "digits")
+    """The experiment, which has no variants."""
+    common.parse_options(variant, [], "configs/digits_class.py")
+    config = mnist_class.get_config()
+    config.name = "digits_class"
     common.on_digits(config)
     config.cvae.update(epochs=200, averaging=0.99, figure_every=50, checkpoint_every=50, log_every=0)
     return config

@@ -3,7 +3,7 @@
 python train.py --config=configs/digits_image.py --workdir=runs/digits_image
 python eval.py --workdir=runs/digits_image
 
-Variants: `:denoise` and `:superres`, as in configs/mnist_image.py.
+Variants: `:denoise` and `:superres`, as in configs/mnist_image.py; super-resolution is given four pixels here.
 """
 
 from ml_collections import ConfigDict

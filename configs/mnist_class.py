@@ -19,13 +19,16 @@ def get_config(variant: str = "") -> ConfigDict:
     options = common.parse_options(variant, ["strong", "smoke"], "configs/mnist_class.py:strong")
     config = common.experiment("mnist_class", "by_label")
     config.num_classes = 10
-    config.classify_samples = 100  # of every image under every label, when eval.py classifies
+    config.measure_samples = 100  # of every image under every label, when eval.py classifies
     config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
     config.image_shape = (28, 28)
     config.data = common.mnist()
-    config.cvae = common.cvae_stage(
+    config.cvae = common.stage(
+        network="plain",  # or "residual": two stochastic units; takes one width, prior="learned", activation="gelu"
         hidden=(200,),
         latent=10,
+        activation="relu",  # or "tanh", "gelu"
+        prior="fixed",  # N(0, I); or "learned", p(z|x) by a network of its own
         batch_size=20,
         epochs=4,
         averaging=0.999,
@@ -37,8 +40,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if "strong" in options:
         config.name = "mnist_class_strong"
         config.targets = "dynamic"
-        config.cvae.update(network="residual", prior="learned", hidden=(256,), latent=64, batch_size=64, epochs=40)
-        config.cvae.update(steps_per_call=100, figure_every=10, log_every=0)
+        config.cvae.update(network="residual", prior="learned", activation="gelu", hidden=(256,), latent=64)
+        config.cvae.update(batch_size=64, epochs=40, steps_per_call=100, figure_every=10, log_every=0)
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0)
     if "smoke" in options:

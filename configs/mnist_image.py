@@ -23,15 +23,19 @@ def get_config(variant: str = "") -> ConfigDict:
     if {"denoise", "superres"} <= options:
         raise UserError("variants denoise and superres exclude each other; choose one")
     config = common.experiment("mnist_image", "by_image")
-    config.output = "label"
+    config.output = "label"  # or "denoise", "superres", as the variants have it
+    config.num_classes = 10
+    config.measure_samples = 1000  # draws of z, for the distribution of an example's label
     config.targets = "grey"  # images: or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
-    config.noise = 0.5  # standard deviation of the noise that denoising takes away
     config.image_shape = (28, 28)
     config.data = common.mnist()
-    config.cvae = common.cvae_stage(
-        channels=16,
+    config.cvae = common.stage(
+        channels=16,  # of the convolutional layer
         hidden=(200,),
         latent=2,
+        activation="relu",  # or "tanh", "gelu"
+        prior="fixed",  # N(0, I); or "learned", p(z|x) by a network of its own
+        tie_weights=False,  # whether all networks share the convolutional layer, or have one each
         epochs=10,
         averaging=0.999,
         figure_every=5,
@@ -42,6 +46,9 @@ def get_config(variant: str = "") -> ConfigDict:
         config.output = output
         config.targets = "dynamic"
         config.cvae.update(hidden=(400, 400), latent=32, channels=8)
+        del config.num_classes, config.measure_samples
+    if "denoise" in options:
+        config.noise = 0.5  # standard deviation, of images in [0, 1]
     if "smoke" in options:
         common.on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, hidden=(64,))

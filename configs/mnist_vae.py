@@ -17,14 +17,13 @@ def get_config(variant: str = "") -> ConfigDict:
     """The experiment for a variant such as "" or "iwae,paper"."""
     options = common.parse_options(variant, ["iwae", "paper", "2d", "smoke"], "configs/mnist_vae.py:iwae,paper")
     config = common.experiment("mnist_vae", "by_label")
-    config.num_classes = 0  # nothing is given
     config.targets = "dynamic"  # Bernoulli, drawn anew each time; or "grey", "threshold" (at 0.5)
     config.image_shape = (28, 28)
     config.data = common.mnist()
-    config.cvae = common.cvae_stage(
+    config.cvae = common.stage(
         hidden=(200, 200),
         latent=50,
-        activation="tanh",
+        activation="tanh",  # or "relu", "gelu"
         batch_size=100,
         epochs=200,
         averaging=0.999,

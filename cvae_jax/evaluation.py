@@ -199,10 +199,10 @@ def evaluate(
                 title = f"{model}{seed_of}, {first.task.column}: {split} split"
                 figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
         picture = folder / f"samples_{base}.png"
-        title = f"{label}, {first.task.column}: {split} split"
+        title = f"{label}, {first.task.column}"
         experiment.draw_samples(first, arrays, picture, title)
         experiment.draw_pictures(first, arrays, folder, base, title)
-    report.histograms(found.measured, folder)
+    report.histograms(found.measured, folder, split)
     text = report.text(found, settings)
     write_atomically(folder / "results.md", text)
     of_rows = {

@@ -206,7 +206,7 @@ class Experiment(NamedTuple):
         earlier = {one: self.best[one] for one in list(models)[: list(models).index(name)]}
         return models[name], {**self.best[name], "frozen": earlier}
 
-    def predict(self, x: Any, stage: str | None = None) -> PyTree:
+    def predict(self, x: Any = None, stage: str | None = None) -> PyTree:
         """E[y | x, z = E[z|x]]: one prediction for every example."""
         model, variables = self.model(stage)
         return jax.jit(inference.predict, static_argnums=0)(model, variables, self.task.observe(x))
@@ -329,12 +329,16 @@ def load_seeds(workdir: str) -> list[Experiment]:
     """Loads the models of every seed, as `load` does one's."""
     path = pathlib.Path(workdir).expanduser()
     config = ConfigDict(read_config(path))
-    task = tasks.make_task(config)
     mesh = parallel.make_mesh()
+    try:
+        task = tasks.make_task(config)
+        abstract = [training.abstract_state(stage, task, mesh, config.num_seeds) for stage in task.stages]
+    except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
+        raise UserError(f"{path / CONFIG_FILE} lacks {error}: another version wrote it; train it again") from error
     best: dict[str, Variables] = {}
-    for stage in task.stages:
+    for stage, shapes in zip(task.stages, abstract, strict=True):
         checkpoints = Checkpoints(path / "checkpoints" / stage.name)
-        state = checkpoints.restore_newest(training.abstract_state(stage, task, mesh, config.num_seeds))
+        state = checkpoints.restore_newest(shapes)
         if state is None:
             LOGGER.warning("%s: %s has no checkpoint yet, and is left out", path, stage.name)
             break

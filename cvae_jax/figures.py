@@ -95,7 +95,7 @@ def histograms(
       path: of the PNG.
       title: a line above the figure.
       xlabel: what the values are.
-      known: the true value, drawn as a line.
+      known: the value of a perfect model, drawn as a line.
     """
     each = {label: np.asarray(of, np.float64) for label, of in values.items()}
     together = np.concatenate(list(each.values()))
@@ -109,7 +109,7 @@ def histograms(
     for label, of in each.items():
         panel.hist(of, list(edges), weights=np.full(len(of), 1 / len(of)), histtype="step", linewidth=1.3, label=label)
     if known is not None:
-        panel.axvline(known, color="black", linestyle="--", linewidth=0.8, label=f"truth {known:.3f}")
+        panel.axvline(known, color="black", linestyle="--", linewidth=0.8, label=f"a perfect model, {known:.3f}")
     panel.set_xlabel(xlabel)
     panel.set_ylabel("share of examples")
     panel.set_title(title, fontsize=10)

@@ -90,4 +90,6 @@ def own_labels(name: str, labels: Any, num_classes: int) -> Array:
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
     """Raises a UserError for raw labels outside 0 to num_classes - 1."""
     if not 0 <= labels.min() <= labels.max() < num_classes:
-        raise UserError(f"label has values from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}")
+        raise UserError(
+            f"label has values from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}; set num_classes"
+        )

@@ -44,10 +44,13 @@ def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray]) -> str:
     )
 
 
-def describe_batches(stage: Stage, first_step: int, per_epoch: int, terms: dict[str, np.ndarray]) -> list[str]:
+def describe_batches(
+    stage: Stage, first_step: int, per_epoch: int, terms: dict[str, np.ndarray], seed: int | None
+) -> list[str]:
     """A line for every `log_every`-th step of an epoch among those of a call, from its terms [seeds, steps].
 
-    They are sums over the batch, of the first seed: for the ELBO the loss as reconstruction + KL, as weighted.
+    They are sums over the batch, of the first of these seeds: `seed`, or None where there is no other. For the ELBO
+    they are the loss as reconstruction + KL, as weighted.
     """
     settings, lines = stage.settings, []
     count = len(terms["loss"][0])
@@ -56,9 +59,8 @@ def describe_batches(stage: Stage, first_step: int, per_epoch: int, terms: dict[
         if within % settings.log_every:
             continue
         sums = {name: settings.batch_size * values[0, step - first_step] for name, values in terms.items()}
-        head = (
-            f"{stage.name} epoch {step // per_epoch + 1}, {within * settings.batch_size:,} examples, sums of a batch: "
-        )
+        epoch = f"epoch {step // per_epoch + 1}" + (f" of seed {seed}" if seed is not None else "")
+        head = f"{stage.name} {epoch}, {within * settings.batch_size:,} examples, sums of a batch: "
         if settings.objective.name == "elbo" and "log_p_y" in sums:
             loss, reconstruction = sums["loss"], -sums["log_p_y"]
             lines.append(head + f"loss {loss:.3f} = {reconstruction:.3f} + {loss - reconstruction:.3f}")

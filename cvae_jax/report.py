@@ -32,7 +32,8 @@ class TaskMeasure(NamedTuple):
         """As numbers for JSON."""
         mean, spread, of_seeds = self.mean()
         numbers = {"mean": mean, "standard_error": spread, "deviation_over_seeds": of_seeds}
-        return tables.plain({**self._asdict(), **numbers, "values": None, "of_seeds": self.values.mean(1)})
+        identity = {name: value for name, value in self._asdict().items() if name != "values"}
+        return tables.plain({**identity, **numbers, "of_seeds": self.values.mean(1)})
 
     def examples(self) -> dict[str, Any]:
         """Every example's value for JSON."""
@@ -48,7 +49,7 @@ class Findings(NamedTuple):
     measured: list[TaskMeasure]
 
 
-def histograms(measured: list[TaskMeasure], folder: pathlib.Path) -> None:
+def histograms(measured: list[TaskMeasure], folder: pathlib.Path, split: str) -> None:
     """Saves, for every measure that is no mere yes or no, its histogram over examples of each model's first seed."""
     columns = dict.fromkeys((one.column, one.name) for one in measured)
     for column, name in columns:
@@ -57,8 +58,8 @@ def histograms(measured: list[TaskMeasure], folder: pathlib.Path) -> None:
             continue
         alone = [other for _, other in columns].count(name) == 1
         file = "_".join((name.split(",")[0] + f" {column}" * (not alone)).split())
-        values = {one.model: one.values[0] for one in found}
-        figures.histograms(values, folder / f"{file}.png", column, name, found[0].known)
+        values = {one.model + f", seed {one.seeds[0]}" * (len(one.seeds) > 1): one.values[0] for one in found}
+        figures.histograms(values, folder / f"{file}.png", f"{column}, {split} split", name, found[0].known)
 
 
 def text(found: Findings, settings: Annealing) -> str:

@@ -30,8 +30,11 @@ def learning_rate(settings: Any, num_steps: int) -> optax.Schedule:
     elif settings.schedule == "constant":
         after = optax.constant_schedule(settings.learning_rate)
     elif settings.schedule == "stages":
-        ends = np.cumsum(3 ** np.arange(7)) / 3280 * decay_steps
-        after = optax.piecewise_constant_schedule(settings.learning_rate, {round(end): 10 ** (-1 / 7) for end in ends})
+        ends = jnp.asarray(np.cumsum(3 ** np.arange(7)) / 3280 * decay_steps)
+
+        def after(step: Array) -> Array:
+            return settings.learning_rate * 10 ** (-jnp.searchsorted(ends, step, side="right") / 7)
+
     else:
         raise UserError(f"optimizer.schedule={settings.schedule!r} is not known; choose constant, cosine or stages")
     if settings.warmup_steps == 0:

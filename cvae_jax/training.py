@@ -317,7 +317,8 @@ def fit(
         """Fetches a call's terms of the seeds that still learn, [open seeds, steps], and checks them."""
         values = {name: np.asarray(value)[open_] for name, value in jax.device_get(terms).items()}
         monitor.check_finite(stage, first_step, values, seeds[open_], checkpoints)
-        for line in monitor.describe_batches(stage, first_step, per_epoch, values):
+        first_seed = int(seeds[open_][0]) if len(seeds) > 1 else None
+        for line in monitor.describe_batches(stage, first_step, per_epoch, values, first_seed):
             bar.write(line)
         bar.set_postfix({name: f"{value[:, -1].mean():.2f}" for name, value in values.items()})
         return values

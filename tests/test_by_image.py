@@ -125,10 +125,13 @@ def test_raw_labels_are_checked_where_they_are_read():
     [
         ("", {"output": "depth"}, "output='depth' is not known; choose from label, denoise, superres"),
         ("", {"cvae.channels": 0}, "cvae.channels=0 must be at least 1"),
+        ("", {"num_classes": 1}, "num_classes=1 must be at least 2"),
+        ("", {"measure_samples": 0}, "measure_samples=0 must be at least 1"),
         ("denoise", {"noise": -0.5}, "noise=-0.5 must be at least 0"),
+        ("denoise", {"noise": float("nan")}, "noise=nan must be at least 0"),
         ("superres", {"image_shape": (8, 10)}, r"image_shape=\(8, 10\) must be multiples of 4"),
         ("superres", {"image_shape": (4, 8)}, r"image_shape=\(4, 8\) must be .*at least 8"),
-        ("", {"cvae.network": "residual", "cvae.prior": "learned"}, "cvae.network must be plain"),
+        ("", {"cvae.prior": "flat"}, "cvae.prior='flat' .*fixed, learned"),
         ("", {"cvae.activation": "sine"}, "cvae.activation='sine'"),
     ],
 )
@@ -157,8 +160,13 @@ def test_panels():
     found = task_of().panels(task_of().observe(IMAGES, [8, 1]), {"cvae": jnp.asarray(p, jnp.float32)})
     assert {name: list(found[name]) for name in list(found)[1:]} == {
         "drawn y": ["8", "1"],
-        "sample 1": ["7: 0.82", "0: 0.82"],
+        "prediction": ["7: 0.82", "0: 0.82"],
     }
+    assert list(task_of().panels(task_of().observe(IMAGES), {"cvae": p.repeat(2, 0)}))[1:] == ["given z 1", "given z 2"]
+
+
+def test_runs_that_are_given_other_noise_stand_in_other_columns():
+    assert task_of("denoise").column != task_of("denoise", noise=0.1).column
 
 
 # The model.
@@ -238,16 +246,19 @@ def test_the_probabilities_of_all_labels_are_those_by_quadrature_and_sum_to_one(
 def test_the_predictive_distribution_and_its_entropy(labelled):
     task, variables, on_grid = labelled
     model, batch, key = task.stages[0].model, task.observe(IMAGES, [1, 2]), jax.random.key(0)
-    found = np.asarray(by_image.predictive(model, variables, batch, TRAINED, key), np.float64)
+    found = by_image.predictive(model, variables, batch, TRAINED, key, 1000)
     mean, square = (np.einsum("xzy,z->xy", on_grid**power, np.exp(LOG_WEIGHTS)) for power in (1, 2))
-    assert (np.abs(found - mean) < SIGMAS * np.sqrt((square - mean**2) / by_image.DRAWS)).all()
+    assert (np.abs(found - mean) < SIGMAS * np.sqrt((square - mean**2) / 1000)).all()
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     measured = task.measures.of_batch(model, variables, batch, TRAINED, key)
-    assert list(measured) == [by_image.ENTROPY] and task.measures.known == {by_image.ENTROPY: np.log(2)}
-    np.testing.assert_allclose(measured[by_image.ENTROPY], stats.entropy(found, axis=1), rtol=1e-5)
-    assert measured[by_image.ENTROPY].dtype == np.float64
+    ((name, values),) = measured.items()
+    assert name == "entropy of sampled labels, nats (1,000 draws of z)" and task.measures.known == {name: np.log(2)}
+    np.testing.assert_allclose(values, stats.entropy(found, axis=1), rtol=1e-5)
+    exact = TRAINED._replace(exact=True, predicts_from="prior_mean")
+    at_mean = by_image.predictive(model, variables, batch, exact, key, 1000)
+    np.testing.assert_allclose(at_mean, inference.predict(model, variables, batch), rtol=1e-5)
 
 
 def test_entropy_at_its_limits():
     p = np.array([np.eye(10)[3], np.full(10, 0.1), np.eye(10)[[3, 4]].mean(0)])
-    np.testing.assert_allclose(by_image.entropy(jnp.asarray(p, jnp.float32)), np.log([1, 10, 2]), atol=1e-6)
+    np.testing.assert_allclose(by_image.entropy(p), np.log([1, 10, 2]), atol=1e-6)

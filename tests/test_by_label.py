@@ -150,7 +150,7 @@ def test_a_given_z_is_scored_as_by_hand(labels, activation):
 @pytest.fixture(scope="module")
 def classified():
     """A task, its model's variables, images drawn from the model, the labels of half of them, and the truth."""
-    task = of_labels(**{"classify_samples": 2000, "targets": "dynamic"})
+    task = of_labels(**{"measure_samples": 2000, "targets": "dynamic"})
     variables = random_variables(task.stages[0].model, task.observe(LABELS, IMAGES.round()))
     params = variables["params"]
     for name, factor in (("first_x", 3), ("first_z", 0.3)):  # labels show more than styles
@@ -184,8 +184,8 @@ def test_classify_by_bayes_rule(classified):
     measured = task.measures.of_batch(model, variables, batch, TRAINED, key)
     right = truth.argmax(0) == labels
     assert 0 < right.sum() < len(right)
-    assert list(measured) == ["accuracy by Bayes' rule"]
-    np.testing.assert_array_equal(measured["accuracy by Bayes' rule"], right.astype(float))
+    assert list(measured) == ["accuracy by Bayes' rule, labels equally frequent (is, 2,000 samples)"]
+    np.testing.assert_array_equal(next(iter(measured.values())), right.astype(float))
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -242,15 +242,13 @@ def test_raw_labels_that_the_config_does_not_have_are_refused():
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (of_labels, {"classify_samples": 0}, "classify_samples=0 must be at least 1"),
-        (of_labels, {"num_classes": 1}, "num_classes=1 must be at least 2, or 0"),
-        (of_labels, {"num_classes": -1}, "num_classes=-1 must be at least 2, or 0"),
-        (vae, {"cvae.prior": "learned"}, "cvae.prior=learned needs an x"),
+        (of_labels, {"measure_samples": 0}, "measure_samples=0 must be at least 1"),
+        (of_labels, {"num_classes": 1}, "num_classes=1 must be at least 2"),
         (of_labels, {"cvae.network": "residual"}, "cvae.network=residual .*set cvae.prior=learned"),
-        (of_labels, {"cvae.tie_weights": True}, "cvae.tie_weights=True"),
+        (of_labels, {"cvae.network": "residual", "cvae.prior": "learned"}, "cvae.network=residual .*activation=gelu"),
         (of_labels, {"cvae.activation": "sine"}, "cvae.activation='sine' .*relu, tanh, gelu"),
         (of_labels, {"cvae.prior": "flat"}, "cvae.prior='flat' .*fixed, learned"),
-        (of_labels, {"cvae.network": "deep"}, "cvae.network='deep' .*plain, residual"),
+        (of_labels, {"cvae.network": "deep"}, "cvae.network='deep' .*plain or residual"),
         (of_labels, {"cvae.hidden": ()}, r"cvae.hidden=\(\) must be"),
     ],
 )
@@ -262,13 +260,16 @@ def test_config_errors_name_the_key(make, changes, message):
 def test_panels():
     samples = {"cvae": RNG.uniform(size=(2, len(LABELS), *SHAPE))}
     found = of_labels().panels(of_labels().observe(LABELS, IMAGES), samples)
-    assert list(found) == ["label", "sample 1", "sample 2"]
+    assert list(found) == ["label", "truth", "sample 1", "sample 2"]
+    np.testing.assert_array_equal(found["truth"], IMAGES)
     assert list(found["label"]) == ["3", "0", "9", "5", "5", "2"]
     without = vae().panels(vae().observe(None, IMAGES), samples)
     assert list(without) == ["sample 1", "sample 2"]
     for panels in (found, without):
         for number in (1, 2):
             np.testing.assert_array_equal(panels[f"sample {number}"], samples["cvae"][number - 1])
+    one = {"cvae": samples["cvae"][:1]}
+    assert list(of_labels().panels(of_labels().observe(LABELS), one)) == ["label", "prediction"]
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -279,17 +280,38 @@ def test_pictures_of_labels():
     # From the mean of the prior, so that each digit's z is known: 0.
     how = TRAINED._replace(predicts_from="prior_mean")
     found = task.pictures(model, variables, batch, how, jax.random.key(0))
-    assert list(found) == ["analogies", "digits"]
+    assert list(found) == ["analogies", "labels"]
     z = np.asarray(contract.draw(model, "recognition", variables, batch).z[0])  # under the same keys
     columns, rows = found["analogies"][:2]
-    assert list(columns) == ["image", *map(str, range(10))] and rows == ()
+    assert list(columns) == ["image", *map(str, range(10))]
+    assert rows == ("3", "0", "9", "5", "5", "2")
     np.testing.assert_array_equal(columns["image"], IMAGES)
     for label in range(10):
         np.testing.assert_allclose(columns[str(label)], means(variables, np.eye(10)[label], z), atol=1e-5)
-    columns, rows = found["digits"][:2]
+    columns, rows = found["labels"][:2]
     assert list(columns) == [f"sample {number}" for number in range(1, 11)] and rows == tuple("0123456789")
     for images in columns.values():
         np.testing.assert_allclose(images, means(variables, np.eye(10), np.zeros((10, 2))), atol=1e-5)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [({"cvae.prior": "learned"}, TRAINED), ({}, TRAINED._replace(has_recognition=False))],
+)
+def test_analogies_carry_the_noise_where_no_image_can_be_carried(changes, how):
+    task = of_labels(**changes)
+    model, batch = task.stages[0].model, task.observe(LABELS, IMAGES)
+    variables = random_variables(model, batch)
+    columns, rows = task.pictures(model, variables, batch, how, jax.random.key(0))["analogies"][:2]
+    assert list(columns) == list("0123456789") and rows == ()
+    nothing = contract.draw(model, "prior", variables, batch._replace(x=0 * batch.x, y=None))
+    for label, images in enumerate(columns.values()):
+        x = np.tile(np.eye(10)[label], (len(LABELS), 1))
+        drawn = contract.draw(model, "prior", variables, batch._replace(x=x.astype(np.float32), y=None))
+        np.testing.assert_allclose(images, drawn.p_y.mean, atol=1e-5)
+        # Under N(0, I) the same noise is the same z; under a learned prior its place moves with the label.
+        assert np.allclose(drawn.z[0], nothing.z[0], atol=1e-5) == (not changes)
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -299,11 +321,17 @@ def test_pictures_of_the_vae():
     variables = random_variables(model, batch)
     found = task.pictures(model, variables, batch, TRAINED, jax.random.key(0))
     assert list(found) == ["reconstructions", "manifold"]
-    z = np.asarray(contract.draw(model, "recognition", variables, batch).z[0])
     columns, rows = found["reconstructions"][:2]
-    assert list(columns) == ["image", "through z"] and rows == ()
+    assert list(columns) == ["image", *(f"draw {number}" for number in range(1, 11))] and rows == ()
     np.testing.assert_array_equal(columns["image"], IMAGES)
-    np.testing.assert_allclose(columns["through z"], means(variables, nothing, z, "tanh"), atol=1e-5)
+    encoding = model.encode(variables, batch)
+    for number in (0, 9):
+        of_draw = jax.vmap(jax.random.fold_in, (0, None))(keys.per_example(jax.random.key(0), batch.index), number)
+        z = np.asarray(model.draw(variables, encoding, of_draw, "recognition").z[0])
+        wanted = means(variables, nothing, z, "tanh")
+        np.testing.assert_allclose(columns[f"draw {number + 1}"], wanted, atol=1e-5)
+    without_q = TRAINED._replace(has_recognition=False)
+    assert list(task.pictures(model, variables, batch, without_q, jax.random.key(0))) == ["manifold"]
     quantiles = stats.norm.ppf((np.arange(20) + 0.5) / 20)
     columns, rows = found["manifold"][:2]
     assert list(columns) == [f"{z1:.2f}" for z1 in quantiles] and rows == tuple(f"{-z2:.2f}" for z2 in quantiles)
@@ -333,10 +361,13 @@ def test_from_training_to_a_measured_accuracy(tmp_path, capsys):
     right = found.argmax(0) == arrays["label"]
     assert 0 < right.mean() < 1
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["task_measures"]
-    assert (row["name"], row["model"]) == ("accuracy by Bayes' rule", "mnist_class cvae")
+    assert (row["name"], row["model"]) == (
+        "accuracy by Bayes' rule, labels equally frequent (is, 100 samples)",
+        "mnist_class cvae",
+    )
     assert row["mean"] == pytest.approx(right.mean()) and row["of_seeds"] == [row["mean"]]
     assert row["standard_error"] == pytest.approx(right.std(ddof=1) / 20**0.5)
     (of_examples,) = json.loads((tmp_path / "eval" / "examples.json").read_text())["task_measures"]
     assert of_examples["values"] == [right.astype(float).tolist()]
     pictures = {path.name for path in (tmp_path / "eval").glob("*.png")}
-    assert pictures == {"samples_run.png", "analogies_run.png", "digits_run.png", "latents_run_cvae.png"}
+    assert pictures == {"samples_run.png", "analogies_run.png", "labels_run.png", "latents_run_cvae.png"}

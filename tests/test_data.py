@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cvae_jax import data
+from cvae_jax import data, images
 from cvae_jax.data import digits, mnist
 from cvae_jax.errors import UserError
 
@@ -226,17 +226,43 @@ def test_data_that_the_task_cannot_read(shape, dtype):
         data.load(SimpleNamespace(source="digits"), reads(image=(shape, dtype)))
 
 
+def of_one_split(monkeypatch, **arrays):
+    monkeypatch.setitem(data.SOURCES, "digits", lambda settings: {"train": arrays})
+    return SimpleNamespace(source="digits")
+
+
 def test_labels_of_any_width(monkeypatch):
-    arrays = {"label": np.arange(3, dtype=np.int64)}
-    monkeypatch.setitem(data.SOURCES, "digits", lambda settings: {"train": dict(arrays)})
-    found = data.load(SimpleNamespace(source="digits"), reads(label=((), np.int32)))["train"]["label"]
+    source = of_one_split(monkeypatch, label=np.arange(3, dtype=np.int64))
+    found = data.load(source, reads(label=((), np.int32)))["train"]["label"]
     assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, arrays["label"])
+    np.testing.assert_array_equal(found, np.arange(3))
+
+
+def test_labels_are_checked_before_they_are_cast(monkeypatch):
+    source = of_one_split(monkeypatch, label=np.array([2**32 + 3]))
+    with pytest.raises(UserError, match="label has values from 4294967299 to 4294967299, expected 0 to 9"):
+        data.load(source, reads(lambda arrays: images.check_labels(arrays["label"], 10), label=((), np.int32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("label", np.zeros(3), r"label is float64\[\] an example, .*int32\[\]; save whole numbers \[n\]$"),
+        ("label", np.zeros((3, 10), int), r"label is int64\[10\] an example, .*save whole numbers \[n\]$"),
+        ("image", np.zeros((3, 8, 8)), r"image is float64\[8, 8\] .*; save uint8 \[n, 8, 8\]$"),
+        ("image", np.zeros((3, 8, 8, 1), np.uint8), r"; save uint8 \[n, 8, 8\]$"),
+        ("image", np.zeros((3, 9, 8), np.uint8), "; make image_shape match the data$"),
+    ],
+)
+def test_how_to_mend_what_cannot_be_read(monkeypatch, name, array, message):
+    wanted = {"label": ((), np.int32), "image": ((8, 8), np.uint8)}
+    with pytest.raises(UserError, match=f"^digits, split train: .*{message}"):
+        data.load(of_one_split(monkeypatch, **{name: array}), reads(**{name: wanted[name]}))
 
 
 def test_arrays_that_the_task_refuses():
     def refuse(arrays):
         raise UserError(f"{len(arrays['label'])} labels refused")
 
-    with pytest.raises(UserError, match="1297 labels refused"):
+    with pytest.raises(UserError, match="digits, split train: 1297 labels refused"):
         data.load(SimpleNamespace(source="digits"), reads(refuse, image=((8, 8), np.uint8)))

@@ -139,8 +139,10 @@ def test_histograms_count_the_examples_of_every_model(tmp_path, monkeypatch):
         np.testing.assert_allclose(edges, np.linspace(together.min(), together.max(), 21))
         np.testing.assert_allclose(share, np.histogram(values[label], edges)[0] / len(values[label]))
         np.testing.assert_allclose(share.sum(), 1)
-    assert [(line.get_label(), *line.get_xdata()) for line in panel.lines] == [("truth 0.693", np.log(2), np.log(2))]
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == [*values, "truth 0.693"]
+    assert [(line.get_label(), *line.get_xdata()) for line in panel.lines] == [
+        ("a perfect model, 0.693", np.log(2), np.log(2))
+    ]
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [*values, "a perfect model, 0.693"]
     assert (panel.get_title(), panel.get_xlabel(), panel.get_ylabel()) == ("title", "nats", "share of examples")
 
 

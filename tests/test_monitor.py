@@ -58,12 +58,12 @@ def test_what_is_collapsed(caplog):
     assert told("hybrid", [0.01], 4) == (0, "")  # with alpha 0 its q is not trained
 
 
-def lines_of(terms, cuts=(), per_epoch=250, **changes):
+def lines_of(terms, cuts=(), per_epoch=250, seed=None, **changes):
     """What is said of the steps of `terms` [seeds, steps], in calls that end at `cuts`."""
     config = small_config(**{"cvae.batch_size": 20, "cvae.log_every": 100, **changes})
     stage, bounds = tasks.make_task(config).stages[1], [0, *cuts, terms["loss"].shape[1]]
     calls = [(a, {name: value[:, a:b] for name, value in terms.items()}) for a, b in itertools.pairwise(bounds)]
-    return [line for first, call in calls for line in monitor.describe_batches(stage, first, per_epoch, call)]
+    return [line for first, call in calls for line in monitor.describe_batches(stage, first, per_epoch, call, seed)]
 
 
 def some_terms(*names, steps=500):
@@ -91,5 +91,6 @@ def test_lines_of_batches_are_sums_of_the_first_seed():
         assert [float(one) for one in found] == pytest.approx([loss, -reconstruction, loss + reconstruction], abs=1e-3)
     terms = some_terms("loss", "log_p_y", "kl", steps=1)
     loss, log_p_y, kl = (20 * float(value[0, 0]) for value in terms.values())
-    (line,) = lines_of(terms, **{"cvae.objective.name": "iwae"})
+    (line,) = lines_of(terms, seed=7, **{"cvae.objective.name": "iwae"})
+    assert line.startswith("cvae epoch 1 of seed 7, 0 examples, ")
     assert line.endswith(f"sums of a batch: loss {loss:.3f}, kl {kl:.3f}, log_p_y {log_p_y:.3f}")

@@ -30,13 +30,15 @@ def test_learning_rate(schedule, warmup):
     np.testing.assert_allclose(rate, wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_learning_rate_in_stages():
-    # Burda et al. (2016): 3^i passes over the data at 0.001 * 10^(-i/7), i = 0 ... 7; here two steps a pass.
-    wanted = np.concatenate([np.full(2 * 3**i, 0.001 * 10 ** (-i / 7)) for i in range(8)])
-    assert len(wanted) == 2 * 3280
-    rate = jax.vmap(schedules.learning_rate(settings(learning_rate=0.001, schedule="stages"), len(wanted)))
+@pytest.mark.parametrize("num_steps", [6560, 256, 5])
+def test_learning_rate_in_stages(num_steps):
+    # Burda et al. (2016): 3^i of 3,280 parts of the run at 0.001 * 10^(-i/7), i = 0 ... 7, however short they are.
+    ends = np.cumsum(3 ** np.arange(8)) / 3280 * num_steps
+    wanted = [0.001 * 10 ** (-np.sum(ends[:7] <= step) / 7) for step in range(num_steps)]
+    rate = jax.vmap(schedules.learning_rate(settings(learning_rate=0.001, schedule="stages"), num_steps))
     with jax.numpy_dtype_promotion("standard"):
-        np.testing.assert_allclose(rate(np.arange(len(wanted))), wanted, rtol=1e-5)
+        np.testing.assert_allclose(rate(np.arange(num_steps)), wanted, rtol=1e-5)
+    assert wanted[-1] == pytest.approx(1e-4)
 
 
 def adamw(params, grads, rate, weight_decay, epsilon):

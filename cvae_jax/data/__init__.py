@@ -29,19 +29,34 @@ def load(settings: Any, task: Task) -> Splits:
         raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(SOURCES)}")
     splits = SOURCES[settings.source](settings)
     for split, arrays in splits.items():
+        where = f"{settings.source}, split {split}"
         for name, wanted in task.raw.items():
             if name not in arrays:
-                raise UserError(f"{settings.source}, split {split}: no array {name!r} among {', '.join(arrays)}")
-            found = arrays[name]
-            if found.dtype.kind in "iu" and wanted.dtype == np.int32:  # labels, in whatever width they were saved
-                found = arrays[name] = found.astype(np.int32)
-            if found.shape[1:] != wanted.shape or found.dtype != wanted.dtype:
-                raise UserError(
-                    f"{settings.source}, split {split}: {name} is {found.dtype}{list(found.shape[1:])} an example, "
-                    f"the config expects {wanted.dtype}{list(wanted.shape)}; make image_shape match the data"
-                )
-        task.check(arrays)
+                raise UserError(f"{where}: no array {name!r} among {', '.join(arrays)}")
+            _check(where, name, arrays[name], wanted)
+        try:
+            task.check(arrays)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for name, wanted in task.raw.items():
+            arrays[name] = arrays[name].astype(wanted.dtype, copy=False)
     return splits
+
+
+def _check(where: str, name: str, found: np.ndarray, wanted: Any) -> None:
+    """Raises where an array's examples are not of the wanted kind; whole numbers may be saved in any width."""
+    integers = found.dtype.kind in "iu" and wanted.dtype == np.int32
+    if found.shape[1:] == wanted.shape and (integers or found.dtype == wanted.dtype):
+        return
+    mend = "make image_shape match the data"
+    if wanted.dtype == np.int32:
+        mend = f"save whole numbers {['n', *wanted.shape]}".replace("'", "")
+    elif found.dtype != wanted.dtype or found.ndim != 1 + len(wanted.shape):
+        mend = f"save {wanted.dtype} {['n', *wanted.shape]}".replace("'", "")
+    raise UserError(
+        f"{where}: {name} is {found.dtype}{list(found.shape[1:])} an example, the config expects "
+        f"{wanted.dtype}{list(wanted.shape)}; {mend}"
+    )
 
 
 def num_examples(arrays: dict[str, np.ndarray]) -> int:

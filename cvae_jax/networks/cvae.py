@@ -15,6 +15,9 @@ from cvae_jax.model import Batch, Draw, Model, Proposal, PyTree, Train, Variable
 from cvae_jax.networks.mlp import ConditionedMLP, GaussianMLP
 from cvae_jax.networks.residual import SMALL_INIT, ResidualBlock, ResidualMLP
 
+ACTIVATIONS = ("relu", "tanh", "gelu")
+PRIORS = ("fixed", "learned")
+
 
 def make_model(
     networks: nn.Module,
@@ -185,38 +188,31 @@ def check_widths(section: str, settings: Any) -> None:
             raise UserError(f"{section}.{name}={settings[name]} must be whole numbers of at least 1")
 
 
-def from_config(
-    settings: Any, outputs: int, read_x: Callable[[], nn.Module] | None = None, section: str = "cvae"
-) -> nn.Module:
-    """The networks that a stage's `network`, `hidden`, `latent`, `activation`, `prior` and `tie_weights` describe.
+def one_unit(
+    settings: Any,
+    outputs: int,
+    prior: str = "fixed",
+    read_x: Callable[[], nn.Module] | None = None,
+    tie_weights: bool = False,
+    section: str = "cvae",
+) -> OneUnitCVAE:
+    """The plain networks of a stage's `hidden`, `latent` and `activation`; the other arguments as in OneUnitCVAE.
 
     Raises:
       UserError: for a value that cannot be; names its key in `section`.
     """
     check_widths(section, settings)
-    for key, known in (
-        ("network", ("plain", "residual")),
-        ("activation", ("relu", "tanh", "gelu")),
-        ("prior", ("fixed", "learned")),
-    ):
-        if settings[key] not in known:
-            raise UserError(f"{section}.{key}={settings[key]!r} is not known; choose from {', '.join(known)}")
-    if settings.tie_weights and read_x is None:
-        raise UserError(f"{section}.tie_weights=True, but nothing reads x here that could be shared; leave it at False")
-    if settings.network == "residual":
-        if settings.prior != "learned":
-            raise UserError(f"{section}.network=residual learns its prior; set {section}.prior=learned")
-        return two_units(settings, outputs, section)
-    return OneUnitCVAE(
-        settings.hidden, settings.latent, outputs, settings.activation, settings.prior, read_x, settings.tie_weights
-    )
+    for key, value, known in (("activation", settings.activation, ACTIVATIONS), ("prior", prior, PRIORS)):
+        if value not in known:
+            raise UserError(f"{section}.{key}={value!r} is not known; choose from {', '.join(known)}")
+    return OneUnitCVAE(settings.hidden, settings.latent, outputs, settings.activation, prior, read_x, tie_weights)
 
 
 def two_units(settings: Any, outputs: int, section: str = "cvae") -> TwoUnitCVAE:
     """The residual networks of a stage's `hidden` and `latent`.
 
     Raises:
-      UserError: where these cannot be.
+      UserError: where these cannot be; names the key in `section`.
     """
     check_widths(section, settings)
     if len(settings.hidden) != 1 or settings.latent % 2:

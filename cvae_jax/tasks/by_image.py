@@ -4,7 +4,6 @@ A convolutional layer reads x before it meets y or z, for the recognition, prior
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,22 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy import special
 
 from cvae_jax import images, inference, objectives
 from cvae_jax.distributions import Bernoulli, Categorical
 from cvae_jax.errors import UserError
-from cvae_jax.keys import per_example, per_sample
-from cvae_jax.model import Batch, How, Measures, Model, Proposal, Task, Variables
+from cvae_jax.model import Batch, Draw, How, Measures, Model, Task, Variables
 from cvae_jax.networks.conv import Conv
-from cvae_jax.networks.cvae import from_config, make_model
+from cvae_jax.networks.cvae import make_model, one_unit
 
-NUM_CLASSES = 10
 FACTOR = 4  # of super-resolution, in each direction
-DRAWS = 1000  # of z for every example, for the predictive distribution of a label
-ENTROPY = "entropy of sampled labels, nats"
-
-# What y is -> heading of its column in a table of results.
-OUTPUTS = {"label": "ambiguous label", "denoise": "clean image", "superres": f"image of {FACTOR}x the resolution"}
+OUTPUTS = ("label", "denoise", "superres")
 
 
 class ConvReader(nn.Module):
@@ -40,9 +34,9 @@ class ConvReader(nn.Module):
         return nn.relu(Conv(self.channels, (3, 3), strides=2)(image[..., None])).reshape(len(image), -1)
 
 
-def ambiguous(label: Array, keys: Array) -> Array:
-    """A label d made ambiguous: d or (d + 1) mod 10, with probability 1/2 each; int32 [batch]."""
-    return (label + jax.vmap(jax.random.bernoulli)(keys).astype(jnp.int32)) % NUM_CLASSES
+def ambiguous(label: Array, keys: Array, num_classes: int) -> Array:
+    """A label d made ambiguous: d or (d + 1) mod num_classes, with probability 1/2 each; int32 [batch]."""
+    return (label + jax.vmap(jax.random.bernoulli)(keys).astype(jnp.int32)) % num_classes
 
 
 def shrink(image: Array) -> Array:
@@ -51,20 +45,20 @@ def shrink(image: Array) -> Array:
     return image.reshape(count, height // FACTOR, FACTOR, width // FACTOR, FACTOR).mean((2, 4))
 
 
-def entropy(p: Array) -> Array:
+def entropy(p: np.ndarray) -> np.ndarray:
     """Entropy of probabilities [batch, classes], nats."""
-    return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
+    return special.entr(p).sum(-1)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _predictive(model: Model, variables: Variables, batch: Batch, keys: Array, proposal: Proposal) -> Array:
-    return inference.sample(model, variables, batch, keys, False, proposal).mean(0)
+def _probabilities(draw: Draw) -> Array:
+    return draw.p_y.mean
 
 
-def predictive(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> Array:
-    """p(y|x) of a categorical y, the mean of p(y|x,z) over DRAWS draws of z given x: [batch, classes]."""
-    keys = per_sample(per_example(key, batch.index), jnp.arange(DRAWS))
-    return _predictive(model, variables, batch, keys, how.predicts_from)
+def predictive(model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_samples: int) -> np.ndarray:
+    """p(y|x) of a categorical y, the mean of p(y|x,z) over draws of z given x: float64 [batch, classes]."""
+    count = 1 if how.exact else num_samples
+    drawn = inference.scores(model, variables, batch, how.predicts_from, _probabilities, count, key)
+    return drawn.mean(0, dtype=np.float64)
 
 
 def make_task(config: Any) -> Task:
@@ -72,22 +66,25 @@ def make_task(config: Any) -> Task:
     shape = images.check_settings(config)
     if config.output not in OUTPUTS:
         raise UserError(f"output={config.output!r} is not known; choose from {', '.join(OUTPUTS)}")
-    if config.noise < 0:
+    labels = config.output == "label"
+    num_classes = config.num_classes if labels else 0
+    if labels and num_classes < 2:
+        raise UserError(f"num_classes={num_classes} must be at least 2")
+    if labels and config.measure_samples < 1:
+        raise UserError(f"measure_samples={config.measure_samples} must be at least 1")
+    if config.output == "denoise" and not 0 <= config.noise < math.inf:
         raise UserError(f"noise={config.noise} must be at least 0")
     if config.cvae.channels < 1:
         raise UserError(f"cvae.channels={config.cvae.channels} must be at least 1")
     if config.output == "superres" and any(side % FACTOR or side < 2 * FACTOR for side in shape):
         raise UserError(f"image_shape={shape} must be multiples of {FACTOR}, of at least {2 * FACTOR}, for superres")
-    if config.cvae.network != "plain":
-        raise UserError("cvae.network must be plain: this task has a convolutional layer of its own")
-    labels = config.output == "label"
     x_shape = (shape[0] // FACTOR, shape[1] // FACTOR) if config.output == "superres" else shape
 
     def batch(raw: dict[str, Array], index: Array, valid: Array, keys: Array, train: bool) -> Batch:
         y_keys, x_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         image = images.targets(raw["image"], config.targets, y_keys)
         if labels:
-            return Batch(image, ambiguous(raw["label"], x_keys), None, index, valid)
+            return Batch(image, ambiguous(raw["label"], x_keys, num_classes), None, index, valid)
         if config.output == "superres":
             return Batch(shrink(image), image, None, index, valid)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(x_keys)
@@ -97,22 +94,24 @@ def make_task(config: Any) -> Task:
         """Batch of a user's own x [batch, height, width], and of its labels [batch] or images, or None."""
         x = images.own("x", x, x_shape, config.targets if labels else "grey", bounded=config.output != "denoise")
         if y is not None:
-            y = images.own_labels("y", y, NUM_CLASSES) if labels else images.own("y", y, shape, config.targets)
+            y = images.own_labels("y", y, num_classes) if labels else images.own("y", y, shape, config.targets)
             if len(y) != len(x):
                 raise UserError(f"x has {len(x)} images but y has {len(y)} {'labels' if labels else 'images'}")
         return Batch(x, y, None, jnp.arange(len(x)), jnp.ones(len(x)))
 
     def check(arrays: dict[str, np.ndarray]) -> None:
         if labels:
-            images.check_labels(arrays["label"], NUM_CLASSES)
+            images.check_labels(arrays["label"], num_classes)
 
     def look(batch: Batch, frozen: Variables | None) -> tuple[Array, Array | None]:
         if batch.y is None:
             return batch.x, None
-        return batch.x, jax.nn.one_hot(batch.y, NUM_CLASSES) if labels else batch.y.reshape(len(batch.y), -1)
+        return batch.x, jax.nn.one_hot(batch.y, num_classes) if labels else batch.y.reshape(len(batch.y), -1)
+
+    entropy_of_labels = f"entropy of sampled labels, nats ({config.measure_samples:,} draws of z)" if labels else ""
 
     def measure(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, np.ndarray]:
-        return {ENTROPY: np.asarray(entropy(predictive(model, variables, batch, how, key)), np.float64)}
+        return {entropy_of_labels: entropy(predictive(model, variables, batch, how, key, config.measure_samples))}
 
     def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
         """The input, the truth, and samples: of labels the most probable given each z, and how probable it is."""
@@ -125,26 +124,34 @@ def make_task(config: Any) -> Task:
             for number, values in enumerate(np.asarray(drawn), 1):
                 if labels:
                     values = np.array([f"{p.argmax()}: {p.max():.2f}" for p in values])
-                columns[f"sample {number}"] = values
+                heading = f"given z {number}" if labels else f"sample {number}"
+                columns[heading if len(drawn) > 1 else "prediction"] = values
         return columns
 
-    outputs = NUM_CLASSES if labels else math.prod(shape)
+    outputs = num_classes if labels else math.prod(shape)
     model = make_model(
-        from_config(config.cvae, outputs, lambda: ConvReader(config.cvae.channels)),
+        one_unit(
+            config.cvae, outputs, config.cvae.prior, lambda: ConvReader(config.cvae.channels), config.cvae.tie_weights
+        ),
         look,
         Categorical if labels else lambda logits: Bernoulli(logits.reshape(-1, *shape)),
     )
     raw = {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
     if labels:
         raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+    column = "ambiguous label"
+    if config.output == "denoise":
+        column = f"clean image, noise {config.noise:g}"
+    elif config.output == "superres":
+        column = f"image of {FACTOR}x the resolution"
     return Task(
-        column=OUTPUTS[config.output],
+        column=column,
         protocol="d or d + 1 by a coin" if labels else f"{config.targets} targets",
         raw=raw,
         batch=batch,
         observe=observe,
         stages=(objectives.stage("cvae", model, config.cvae),),
         panels=panels,
-        measures=Measures(measure, {ENTROPY: math.log(2)}) if labels else None,
+        measures=Measures(measure, {entropy_of_labels: math.log(2)}) if labels else None,
         check=check,
     )

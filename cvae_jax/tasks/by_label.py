@@ -1,5 +1,6 @@
 """Images given their label, p(image | label), and images given nothing, the plain VAE (Kingma and Welling 2014)."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from cvae_jax.distributions import Bernoulli
 from cvae_jax.errors import UserError
 from cvae_jax.keys import per_example, per_sample, unused
 from cvae_jax.model import Batch, Columns, How, Measures, Model, Proposal, Task, Variables
-from cvae_jax.networks.cvae import from_config, make_model
+from cvae_jax.networks.cvae import make_model, one_unit, two_units
 
 SAMPLES_SHOWN = 10
 MANIFOLD_SIDE = 20  # images a side
@@ -41,28 +42,33 @@ def classify(
 def make_task(config: Any) -> Task:
     """The task that configs/mnist_vae.py and configs/mnist_class.py describe."""
     shape = images.check_settings(config)
-    num_classes = config.num_classes
-    if num_classes != 0 and num_classes < 2:
-        raise UserError(f"num_classes={num_classes} must be at least 2, or 0 for images given nothing")
-    if num_classes and config.classify_samples < 1:
-        raise UserError(f"classify_samples={config.classify_samples} must be at least 1")
-    if num_classes == 0 and config.cvae.prior == "learned":
-        raise UserError("cvae.prior=learned needs an x; with num_classes=0 there is none, so take fixed (and plain)")
+    labels, settings = "num_classes" in config, config.cvae
+    num_classes = config.num_classes if labels else 0
+    if labels and num_classes < 2:
+        raise UserError(f"num_classes={num_classes} must be at least 2")
+    if labels and config.measure_samples < 1:
+        raise UserError(f"measure_samples={config.measure_samples} must be at least 1")
+    residual = labels and settings.network == "residual"
+    if labels and settings.network not in ("plain", "residual"):
+        raise UserError(f"cvae.network={settings.network!r} is not known; choose plain or residual")
+    if residual and (settings.prior, settings.activation) != ("learned", "gelu"):
+        raise UserError("cvae.network=residual learns its prior and has gelu; set cvae.prior=learned, activation=gelu")
+    pixels = shape[0] * shape[1]
     model = make_model(
-        from_config(config.cvae, shape[0] * shape[1]),
+        two_units(settings, pixels) if residual else one_unit(settings, pixels, settings.prior if labels else "fixed"),
         lambda batch, frozen: (batch.x, None if batch.y is None else flat(batch.y)),
         lambda logits: Bernoulli(logits.reshape(-1, *shape)),
     )
 
     def flat(image: Array) -> Array:
         pixels = image.reshape(len(image), -1)
-        return 2 * pixels - 1 if config.cvae.network == "residual" else pixels
+        return 2 * pixels - 1 if residual else pixels
 
     def one_hot(label: Array) -> Array:
         return jax.nn.one_hot(label, num_classes)
 
     def batch(raw: dict[str, Array], index: Array, valid: Array, keys: Array, train: bool) -> Batch:
-        x = one_hot(raw["label"]) if num_classes else jnp.zeros((len(index), 0))
+        x = one_hot(raw["label"]) if labels else jnp.zeros((len(index), 0))
         return Batch(x, images.targets(raw["image"], config.targets, keys), None, index, valid)
 
     def observe(x: Any = None, y: Any = None) -> Batch:
@@ -71,7 +77,7 @@ def make_task(config: Any) -> Task:
         Without labels x is None, and stands for as many images as y has, or one.
         """
         y = None if y is None else images.own("y", y, shape, config.targets)
-        if num_classes:
+        if labels:
             x = one_hot(images.own_labels("x", x, num_classes))
         elif x is not None:
             raise UserError("x must be None: this model is given nothing")
@@ -82,65 +88,76 @@ def make_task(config: Any) -> Task:
         return Batch(x, y, None, jnp.arange(len(x)), jnp.ones(len(x)))
 
     def check(arrays: dict[str, np.ndarray]) -> None:
-        if num_classes:
+        if labels:
             images.check_labels(arrays["label"], num_classes)
 
     def measure(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, np.ndarray]:
-        found = classify(model, variables, batch, how, key, num_classes, config.classify_samples)
-        return {"accuracy by Bayes' rule": (found.argmax(0) == np.asarray(batch.x).argmax(-1)).astype(np.float64)}
+        found = classify(model, variables, batch, how, key, num_classes, config.measure_samples)
+        by = "exact" if how.exact else f"{how.estimator}, {config.measure_samples:,} samples"
+        correct = (found.argmax(0) == np.asarray(batch.x).argmax(-1)).astype(np.float64)
+        return {f"accuracy by Bayes' rule, labels equally frequent ({by})": correct}
 
     def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
-        """Samples beside their label; without labels they have nothing to do with the images of the batch."""
-        columns = {"label": np.asarray(batch.x).argmax(-1).astype(str)} if num_classes else {}
+        """Samples beside an image of the same label; without labels they have nothing to do with the batch's images."""
+        columns = {}
+        if labels:
+            columns["label"] = np.asarray(batch.x).argmax(-1).astype(str)
+            if batch.y is not None:
+                columns["truth"] = np.asarray(batch.y)
         for drawn in samples.values():
-            columns |= {f"sample {number}": np.asarray(image) for number, image in enumerate(drawn, 1)}
+            for number, image in enumerate(drawn, 1):
+                columns[f"sample {number}" if len(drawn) > 1 else "prediction"] = np.asarray(image)
         return columns
 
     def pictures(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, Columns]:
-        source: Proposal = "recognition" if how.has_recognition else how.predicts_from
+        @partial(jax.jit, static_argnums=1)
+        def draw(batch: Batch, proposal: Proposal, keys: Array, z: Any = None) -> tuple[Any, Array]:
+            """A z for every example, under keys that may be those of other examples, and the mean image it gives."""
+            drawn = model.draw(variables, model.encode(variables, batch), keys, proposal, z)
+            return drawn.z, drawn.p_y.mean
 
-        @jax.jit
-        def styles(batch: Batch) -> Any:
-            """A z for every example, from its image where there is a recognition network."""
-            return model.draw(variables, model.encode(variables, batch), per_example(key, batch.index), source).z
-
-        @jax.jit
-        def decode(batch: Batch, z: Any) -> Array:
-            encoding = model.encode(variables, batch._replace(y=None))
-            return model.draw(variables, encoding, unused(batch.index), "given", z).p_y.mean
-
-        found = {}
-        z, shown = styles(batch), np.asarray(batch.y)
-        if num_classes:
-            by_label = {
-                str(label): np.asarray(decode(under(batch, label, num_classes), z)) for label in range(num_classes)
-            }
-            found["analogies"] = Columns({"image": shown, **by_label}, title="the style of an image under every label")
-            labels = observe(np.arange(num_classes))
-            keys = per_sample(per_example(key, labels.index), jnp.arange(SAMPLES_SHOWN))
-            drawn = np.asarray(inference.sample(model, variables, labels, keys, False, how.predicts_from))
+        found, keys, shown = {}, per_example(key, batch.index), np.asarray(batch.y)
+        if labels:
+            every = [under(batch, label, num_classes) for label in range(num_classes)]
+            names = [str(label) for label in range(num_classes)]
+            own_label = tuple(np.asarray(batch.x).argmax(-1).astype(str))
+            if how.has_recognition and settings.prior == "fixed":
+                z, _ = draw(batch, "recognition", keys)
+                by_label = [np.asarray(draw(one, "given", keys, z)[1]) for one in every]
+                columns = {"image": shown, **dict(zip(names, by_label, strict=True))}
+                found["analogies"] = Columns(columns, own_label, "the style of an image under every label")
+            else:
+                # Under a learned prior the place of z tells the label too: what is the same for all is the noise.
+                by_label = [np.asarray(draw(one, how.predicts_from, keys)[1]) for one in every]
+                columns = dict(zip(names, by_label, strict=True))
+                found["analogies"] = Columns(columns, title="the same noise in z under every label")
+            of_each = observe(np.arange(num_classes))
+            sample_keys = per_sample(per_example(key, of_each.index), jnp.arange(SAMPLES_SHOWN))
+            drawn = [np.asarray(draw(of_each, how.predicts_from, one)[1]) for one in sample_keys]
             columns = {f"sample {number}": image for number, image in enumerate(drawn, 1)}
-            found["digits"] = Columns(columns, tuple(map(str, range(num_classes))), "samples of every label")
-        else:
-            found["reconstructions"] = Columns(
-                {"image": shown, "through z": np.asarray(decode(batch, z))}, title="images and what z keeps of them"
-            )
-        if config.cvae.latent == 2 and not num_classes:
+            found["labels"] = Columns(columns, tuple(names), "samples of every label")
+        elif how.has_recognition:
+            columns = {"image": shown}
+            for number in range(SAMPLES_SHOWN):
+                own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+                columns[f"draw {number + 1}"] = np.asarray(draw(batch, "recognition", own_keys)[1])
+            found["reconstructions"] = Columns(columns, title="images, and ten draws of z given each")
+        if settings.latent == 2 and not labels:
             # Quantiles of N(0, I), so that each image stands for as much of the prior.
             steps = stats.norm.ppf((np.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
             z1, z2 = np.meshgrid(steps, -steps)
             z = jnp.asarray(np.stack([z1, z2], -1).reshape(-1, 2), jnp.float32)
-            manifold = np.asarray(decode(observe(None, np.zeros((len(z), *shape))), (z,)))
+            of_each = observe(None, np.zeros((len(z), *shape)))
+            manifold = np.asarray(draw(of_each, "given", unused(of_each.index), (z,))[1])
             by_column = manifold.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *shape).swapaxes(0, 1)
             columns = {f"{step:.2f}": images for step, images in zip(steps, by_column, strict=True)}
-            found["manifold"] = Columns(
-                columns, tuple(f"{-step:.2f}" for step in steps), "the image of every z, first unit across, second up"
-            )
+            rows = tuple(f"{-step:.2f}" for step in steps)
+            found["manifold"] = Columns(columns, rows, "the image of every z, first unit across, second up")
         return found
 
-    name = f"image given one of {num_classes} labels" if num_classes else "image"
+    name = f"image given one of {num_classes} labels" if labels else "image"
     raw = {"image": jax.ShapeDtypeStruct(shape, np.uint8)}
-    if num_classes:
+    if labels:
         raw["label"] = jax.ShapeDtypeStruct((), np.int32)
     return Task(
         column=name,
@@ -150,7 +167,7 @@ def make_task(config: Any) -> Task:
         observe=observe,
         stages=(objectives.stage("cvae", model, config.cvae),),
         panels=panels,
-        measures=Measures(measure, {}) if num_classes else None,
+        measures=Measures(measure, {}) if labels else None,
         pictures=pictures,
         check=check,
     )
