@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cvae.update(network="residual", prior="learned", activation="gelu", hidden=(256,), latent=64)
         config.cvae.update(batch_size=64, epochs=40, steps_per_call=100, figure_every=10, log_every=0)
         config.cvae.objective.update(name="iwae", num_samples=5)
-        config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0)
+        config.cvae.optimizer.update(learning_rate=1e-3, warmup_steps=500, clip_norm=5.0)
     if "smoke" in options:
         common.on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, log_every=20)
