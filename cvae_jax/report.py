@@ -115,9 +115,9 @@ def text(found: Findings, settings: Annealing) -> str:
         lines = [["model", "column", "measure", "value", "of a perfect model"]]
         for one in measured:
             mean, spread, of_seeds = one.mean()
-            value = f"{mean:.4f} ± {'?' if math.isnan(spread) else f'{spread:.4f}'}" + (
-                "" if math.isnan(of_seeds) else f", seeds {of_seeds:.4f}"
-            )
+            places = tables.decimals(spread)
+            value = f"{mean:.{places}f} ± {'?' if math.isnan(spread) else f'{spread:.{places}f}'}"
+            value += "" if math.isnan(of_seeds) else f", seeds {of_seeds:.{places}f}"
             lines.append([one.model, one.column, one.name, value, "" if one.known is None else f"{one.known:.4f}"])
         parts += ["## What the tasks measure", "\n".join(tables.markdown(lines))]
     return "\n\n".join(parts) + "\n"

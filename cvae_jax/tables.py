@@ -159,10 +159,18 @@ def _cell(result: Result) -> str:
 
 def _with_errors(mean: Mean, of_seeds: float) -> str:
     """The mean with its standard error and deviation over seeds, where there are any, and its Monte Carlo error."""
-    spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.2f}"
-    seeds = "" if math.isnan(of_seeds) else f", seeds {of_seeds:.2f}"
+    places = decimals(mean.standard_error)
+    spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.{places}f}"
+    seeds = "" if math.isnan(of_seeds) else f", seeds {of_seeds:.{places}f}"
     error = "?" if math.isnan(mean.error) else f"{mean.error:.2g}"
-    return f"{mean.value:.2f} ± {spread}{seeds}" + ("" if mean.error == 0 else f", MC {error}")
+    return f"{mean.value:.{places}f} ± {spread}{seeds}" + ("" if mean.error == 0 else f", MC {error}")
+
+
+def decimals(error: float) -> int:
+    """How many decimals to print of a value with that error: two, or as many as show two digits of a small error."""
+    if math.isnan(error) or error == 0 or error >= 0.01:
+        return 2
+    return 1 - math.floor(math.log10(error))
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -55,8 +55,8 @@ def test_the_table_of_measures():
     assert cells(before)[2][:2] == ["m cvae", "is"]
     assert [row for number, row in enumerate(cells(table)) if number != 1] == [
         ["model", "column", "measure", "value", "of a perfect model"],
-        ["m cvae", "label", NAME, "3.0000 ± 1.0000, seeds 1.4142", "0.6931"],
-        ["n cvae", "image", "accuracy", "0.6667 ± 0.3333", ""],
+        ["m cvae", "label", NAME, "3.00 ± 1.00, seeds 1.41", "0.6931"],
+        ["n cvae", "image", "accuracy", "0.67 ± 0.33", ""],
     ]
     assert "## What the tasks measure" not in report.text(Findings(likelihoods, [], [], []), Annealing())
 

@@ -54,6 +54,13 @@ def test_a_gain_is_over_the_first_model_by_the_same_estimator():
     assert tables.gain(results[3], results)["reference"] == "one, is"
 
 
+@pytest.mark.parametrize(("error", "places"), [(0.2, 2), (0.011, 2), (0.0097, 4), (0.0034, 4), (0.00012, 5), (0.0, 2)])
+def test_a_small_error_is_shown_with_two_digits(error, places):
+    assert tables.decimals(error) == places
+    one = result("c", "m", "exact", 1, estimate([0.5 - error, 0.5 + error]))  # whose standard error is that
+    assert cells(tables.table([one]))[2][-1] == f"{-0.5:.{places}f} ± {error:.{places}f}"
+
+
 def test_examples_with_a_heavy_tail_are_counted():
     doubtful = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0), np.array([0.9, 0.1]))
     (row,) = cells(tables.table([result("c", "m", "is", 1000, doubtful)]))[2:]
