@@ -156,11 +156,11 @@ def test_panels():
     small = task_of("superres").observe(IMAGES[:, :2, :3])
     assert list(task_of("superres").panels(small, images)) == ["input", "sample 1", "sample 2"]
     p = np.full((1, 2, 10), 0.02)
-    p[0, 0, 7], p[0, 1, 0] = 0.82, 0.816
+    p[0, 0, [7, 8]], p[0, 1, [0, 1]] = (0.55, 0.29), (0.3, 0.546)
     found = task_of().panels(task_of().observe(IMAGES, [8, 1]), {"cvae": jnp.asarray(p, jnp.float32)})
     assert {name: list(found[name]) for name in list(found)[1:]} == {
         "drawn y": ["8", "1"],
-        "prediction": ["7: 0.82", "0: 0.82"],
+        "prediction": ["7: 0.55\n8: 0.29", "1: 0.55\n0: 0.30"],
     }
     assert list(task_of().panels(task_of().observe(IMAGES), {"cvae": p.repeat(2, 0)}))[1:] == ["given z 1", "given z 2"]
 

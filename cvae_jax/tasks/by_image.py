@@ -114,7 +114,7 @@ def make_task(config: Any) -> Task:
         return {entropy_of_labels: entropy(predictive(model, variables, batch, how, key, config.measure_samples))}
 
     def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
-        """The input, the truth, and samples: of labels the most probable given each z, and how probable it is."""
+        """The input, the truth, and samples: of labels the two most probable ones given each z."""
         columns = {"input": np.clip(batch.x, 0, 1)}
         if batch.y is not None:
             columns["drawn y" if labels else "truth"] = (
@@ -123,7 +123,7 @@ def make_task(config: Any) -> Task:
         for drawn in samples.values():
             for number, values in enumerate(np.asarray(drawn), 1):
                 if labels:
-                    values = np.array([f"{p.argmax()}: {p.max():.2f}" for p in values])
+                    values = np.array(["\n".join(f"{y}: {p[y]:.2f}" for y in np.argsort(-p)[:2]) for p in values])
                 heading = f"given z {number}" if labels else f"sample {number}"
                 columns[heading if len(drawn) > 1 else "prediction"] = values
         return columns
