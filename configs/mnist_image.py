@@ -3,7 +3,8 @@
     python train.py --config=configs/mnist_image.py --workdir=runs/image --config.data.dir=FOLDER_OF_IDX_FILES
     python eval.py --workdir=runs/image --estimator=elbo,is --num_samples=1000
 
-The best negative log p(y|x) is ln 2 = 0.693 nats, and so is the entropy of the labels that a perfect model samples.
+The best negative log p(y|x) is ln 2 = 0.693 nats, and so is the entropy of the labels that a perfect model samples;
+ten epochs, minutes on two cores, leave them at 0.76 and 0.77.
 Two keys to compare: `--config.cvae.prior=learned` for p(z|x) by a network instead of N(0, I), and
 `--config.cvae.tie_weights=True` for one convolutional layer that all networks share.
 Variants: `:denoise` is given the image under Gaussian noise, `:superres` one of a quarter of the resolution in each
