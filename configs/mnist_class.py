@@ -7,7 +7,8 @@ Four epochs of grey images, half a minute of one CPU core, leave the negative EL
 terms of a batch every 100 steps; eval.py draws ten samples of each digit, a few styles under all labels, and
 classifies by Bayes' rule.
 Variants: `:strong` has residual networks with two stochastic units and the 5-sample importance-weighted bound, on
-dynamically binarised images; `:smoke` (or `:strong,smoke`) is the same in seconds, on the digits inside scikit-learn.
+dynamically binarised images (14 minutes of one core, 85.6 nats with 5,000 samples, 98% classified); `:smoke` (or
+`:strong,smoke`) is the same in seconds, on the digits inside scikit-learn.
 """
 
 from ml_collections import ConfigDict
