@@ -28,8 +28,7 @@ def parse_options(variant: str, options: Sequence[str], example: str) -> set[str
     given = variant.split(",") if variant else []
     unknown = [option for option in given if option not in options]
     if unknown:
-        known = f"{', '.join(options)}, as in" if options else "none:"
-        raise UserError(f"variant {unknown[0]!r} is not known; this config has {known} {example}")
+        raise UserError(f"variant {unknown[0]!r} is not known; this config has {', '.join(options)}, as in {example}")
     return set(given)
 
 

@@ -2,6 +2,8 @@
 
 python train.py --config=configs/digits_class.py --workdir=runs/digits_class
 python eval.py --workdir=runs/digits_class
+
+Variant: `:smoke` is the same in fewer epochs.
 """
 
 from ml_collections import ConfigDict
@@ -10,10 +12,12 @@ from configs import common, mnist_class
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment, which has no variants."""
-    common.parse_options(variant, [], "configs/digits_class.py")
+    """The experiment for the variant "" or "smoke"."""
+    options = common.parse_options(variant, ["smoke"], "configs/digits_class.py:smoke")
     config = mnist_class.get_config()
     config.name = "digits_class"
     common.on_digits(config)
     config.cvae.update(epochs=200, averaging=0.99, figure_every=50, checkpoint_every=50, log_every=0)
+    if "smoke" in options:
+        config.cvae.update(epochs=4, figure_every=2, checkpoint_every=1)
     return config

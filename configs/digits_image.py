@@ -3,7 +3,8 @@
 python train.py --config=configs/digits_image.py --workdir=runs/digits_image
 python eval.py --workdir=runs/digits_image
 
-Variants: `:denoise` and `:superres`, as in configs/mnist_image.py; super-resolution is given four pixels here.
+Variants: `:denoise` and `:superres`, as in configs/mnist_image.py (super-resolution is given four pixels here);
+`:smoke` (or `:denoise,smoke`) is the same in fewer epochs.
 """
 
 from ml_collections import ConfigDict
@@ -12,10 +13,12 @@ from configs import common, mnist_image
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment for the variant "", "denoise" or "superres"."""
-    options = common.parse_options(variant, ["denoise", "superres"], "configs/digits_image.py:denoise")
-    config = mnist_image.get_config(",".join(options))
+    """The experiment for a variant such as "" or "denoise"."""
+    options = common.parse_options(variant, ["denoise", "superres", "smoke"], "configs/digits_image.py:denoise")
+    config = mnist_image.get_config(",".join(options - {"smoke"}))
     config.name = config.name.replace("mnist", "digits")
     common.on_digits(config)
     config.cvae.update(epochs=100, batch_size=32, patience=20, averaging=0.99, figure_every=25, checkpoint_every=25)
+    if "smoke" in options:
+        config.cvae.update(epochs=4, figure_every=2, checkpoint_every=1)
     return config

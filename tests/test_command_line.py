@@ -1,14 +1,24 @@
 """train.py and eval.py as a user starts them: every config's smoke variant, and every kind of bad input."""
 
+import importlib
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+from cvae_jax import tasks, training
+from cvae_jax.errors import UserError
+
 ROOT = pathlib.Path(__file__).parents[1]
-SMOKE = ["digits_quadrants.py:1,smoke", "mnist_quadrants.py:3,strong,smoke"]
+SMOKE = [  # as a user starts them
+    "digits_quadrants.py:1,smoke",
+    "mnist_quadrants.py:3,strong,smoke",
+    "mnist_vae.py:2d,smoke",
+    "mnist_image.py:superres,smoke",
+]
 
 
 def run(script, *arguments):
@@ -30,9 +40,25 @@ def trained(tmp_path_factory):
     return workdirs
 
 
-def test_every_config_has_a_smoke_test():
-    named = {config.split(":")[0] for config in SMOKE}
-    assert {path.name for path in (ROOT / "configs").glob("*.py")} - {"__init__.py", "common.py"} == named
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_variant_can_be_trained(name):
+    """Each option alone, and with smoke: the task is made, and its settings fit the data."""
+    module = importlib.import_module(f"configs.{name}")
+    first = ["1"] if "quadrants" in name else []
+    with pytest.raises(UserError) as refusal:
+        module.get_config(",".join([*first, "nonsense"]))
+    options = re.search("this config has (.*), as in", str(refusal.value)).group(1).split(", ")
+    assert "smoke" in options
+    for option in ([], *([one] for one in options)):
+        for smoke in ([], ["smoke"]):
+            config = module.get_config(",".join([*first, *option, *smoke]))
+            task = tasks.make_task(config)
+            for stage in task.stages:
+                training.check_settings(stage, 1297 if config.data.source == "digits" else 55_000)
+            assert config.data.source == "digits" or not ("smoke" in option + smoke or "digits" in name)
 
 
 @pytest.mark.parametrize("config", SMOKE)
@@ -45,7 +71,7 @@ def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
 
 
 def test_eval_prints_and_writes_the_table(trained, tmp_path):
-    first, second = trained.values()
+    first, second, *_ = trained.values()
     result = run(
         "eval.py", f"--workdir={first}", f"--workdir={second}", f"--output={tmp_path}",
         "--estimator=elbo,mc,is", "--num_samples=10,20", "--num_examples=120",
@@ -96,12 +122,15 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
         ([TRAIN], "--workdir is required"),
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
         ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
-        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=[0] must be whole numbers"),
+        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be whole numbers"),
         ([TRAIN, "--workdir=W", "--config.targets=gray"], "targets='gray' is not known; choose from grey"),
-        ([TRAIN, "--workdir=W", "--config.task=quadrant"], "task='quadrant' is not known; choose from quadrants"),
+        (
+            [TRAIN, "--workdir=W", "--config.task=quadrant"],
+            "task='quadrant' is not known; choose from by_image, by_label, quadrants",
+        ),
         ([TRAIN, "--workdir=W", "--config.cvae.objective.name=elbow"], "objective.name='elbow' is not known"),
         ([TRAIN, "--workdir=W", "--config.cvae.optimizer.schedule=x"], "optimizer.schedule='x' is not known"),
-        ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "set image_shape to match the data"),
+        ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "make image_shape match the data"),
         ([TRAIN, "--workdir=W", "--wrkdir=W"], "Unknown command line flag 'wrkdir'"),
         ([TRAIN, "--workdir=W", "more"], "unexpected argument 'more'"),
         (["--config=configs/mnist_quadrants.py", "--workdir=W", "--config.data.dir=/nowhere"], "'/nowhere' is not a"),

@@ -166,6 +166,15 @@ def test_a_run_of_an_older_version_is_told(workdir, tmp_path):
         cvae_jax.load(str(tmp_path / "old"))
 
 
+def test_a_config_that_lacks_a_key_is_told(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    del config["cvae"]["optimizer"]["epsilon"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json lacks 'epsilon': another version wrote it; train it again"):
+        cvae_jax.load(str(tmp_path / "old"))
+
+
 def test_two_runs_of_one_config_stand_under_their_workdirs(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy")
     both = [str(workdir), str(tmp_path / "copy")]
