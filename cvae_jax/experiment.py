@@ -334,7 +334,8 @@ def load_seeds(workdir: str) -> list[Experiment]:
         task = tasks.make_task(config)
         abstract = [training.abstract_state(stage, task, mesh, config.num_seeds) for stage in task.stages]
     except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
-        raise UserError(f"{path / CONFIG_FILE} lacks {error}: another version wrote it; train it again") from error
+        key = str(error).strip("\"'")
+        raise UserError(f"{path / CONFIG_FILE} lacks {key!r}: another version wrote it; train it again") from error
     best: dict[str, Variables] = {}
     for stage, shapes in zip(task.stages, abstract, strict=True):
         checkpoints = Checkpoints(path / "checkpoints" / stage.name)

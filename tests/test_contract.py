@@ -84,4 +84,6 @@ def test_tasks_of_one_stage(name):
 
 @pytest.mark.usefixtures("compiled_quickly")
 def test_residual_networks_given_a_label():
-    contract.check_without_y(*single(mnist_class, "smoke", {"network": "residual", **LEARNED}, LABELS, IMAGES))
+    contract.check_without_y(
+        *single(mnist_class, "smoke", {"network": "residual", "activation": "gelu", **LEARNED}, LABELS, IMAGES)
+    )
