@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if {"denoise", "superres"} <= options:
         raise UserError("variants denoise and superres exclude each other; choose one")
     config = common.experiment("mnist_image", "by_image")
-    config.output = "label"  # or "denoise", "superres", as the variants have it
+    config.output = "label"  # the variants have "denoise" and "superres", and other keys with it
     config.num_classes = 10
     config.measure_samples = 1000  # draws of z, for the distribution of an example's label
     config.targets = "grey"  # images: or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)

@@ -13,7 +13,7 @@ TARGETS = ("grey", "threshold", "dynamic")
 
 
 def check_settings(config: Any) -> tuple[int, int]:
-    """The height and width of a config's `image_shape`, after a look at it and at `targets`.
+    """The height and width of a config's `image_shape`, after a look at what it says of images and their labels.
 
     Raises:
       UserError: for one of them that cannot be.
@@ -23,6 +23,9 @@ def check_settings(config: Any) -> tuple[int, int]:
         raise UserError(f"image_shape={shape} must be a height and a width of at least 2")
     if config.targets not in TARGETS:
         raise UserError(f"targets={config.targets!r} is not known; choose from {', '.join(TARGETS)}")
+    for key, least in (("num_classes", 2), ("measure_samples", 1)):
+        if key in config and config[key] < least:
+            raise UserError(f"{key}={config[key]} must be at least {least}")
     return shape
 
 

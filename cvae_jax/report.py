@@ -8,6 +8,7 @@ import numpy as np
 
 from cvae_jax import diagnostics, figures, tables
 from cvae_jax.annealing import Annealing
+from cvae_jax.estimators import Estimate, Mean, mean_over_examples
 from cvae_jax.tables import Result
 
 
@@ -22,16 +23,16 @@ class TaskMeasure(NamedTuple):
     values: np.ndarray  # [seeds, examples]
     known: float | None  # of a perfect model
 
-    def mean(self) -> tuple[float, float, float]:
-        """Mean over examples and seeds, its standard error over examples, its deviation over seeds."""
-        of_examples = self.values.mean(0)
-        spread = of_examples.std(ddof=1) / math.sqrt(len(of_examples)) if len(of_examples) > 1 else math.nan
-        return float(of_examples.mean()), float(spread), tables.deviation(list(self.values.mean(1)))
+    def mean(self) -> tuple[Mean, float]:
+        """Mean over examples and seeds with its errors, and its deviation over seeds."""
+        known = np.zeros(self.values.shape[1])  # nothing is estimated: no Monte Carlo error
+        of_examples = Estimate(self.values.mean(0), known, known + 1, known + np.nan)
+        return mean_over_examples(of_examples), tables.deviation(list(self.values.mean(1)))
 
     def summary(self) -> dict[str, Any]:
         """As numbers for JSON."""
-        mean, spread, of_seeds = self.mean()
-        numbers = {"mean": mean, "standard_error": spread, "deviation_over_seeds": of_seeds}
+        mean, of_seeds = self.mean()
+        numbers = {"mean": mean.value, "standard_error": mean.standard_error, "deviation_over_seeds": of_seeds}
         identity = {name: value for name, value in self._asdict().items() if name != "values"}
         return tables.plain({**identity, **numbers, "of_seeds": self.values.mean(1)})
 
@@ -114,10 +115,7 @@ def text(found: Findings, settings: Annealing) -> str:
     if measured:
         lines = [["model", "column", "measure", "value", "of a perfect model"]]
         for one in measured:
-            mean, spread, of_seeds = one.mean()
-            places = tables.decimals(spread)
-            value = f"{mean:.{places}f} ± {'?' if math.isnan(spread) else f'{spread:.{places}f}'}"
-            value += "" if math.isnan(of_seeds) else f", seeds {of_seeds:.{places}f}"
+            value = tables.with_errors(*one.mean())
             lines.append([one.model, one.column, one.name, value, "" if one.known is None else f"{one.known:.4f}"])
         parts += ["## What the tasks measure", "\n".join(tables.markdown(lines))]
     return "\n\n".join(parts) + "\n"

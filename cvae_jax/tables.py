@@ -141,7 +141,7 @@ def table(results: Sequence[Result], gains: bool = True) -> str:
         lines.append([*row[:2], f"{row[2]:,}", *("" if one is None else _cell(one) for one in found)])
         own = [one if one is not None and is_compared(one, results) else None for one in found]
         if any(own):
-            differences = ["" if one is None else _with_errors(*gain_of(one, results)) for one in own]
+            differences = ["" if one is None else with_errors(*gain_of(one, results)) for one in own]
             gained.append([f"gain of {row[0]}", row[1], f"{row[2]:,}", *differences])
     return "\n".join(markdown([*lines, *(gained if gains else [])]))
 
@@ -149,7 +149,7 @@ def table(results: Sequence[Result], gains: bool = True) -> str:
 def _cell(result: Result) -> str:
     mean = mean_of(result)
     of_seeds = deviation([one.value.mean() for one in result.estimates])
-    text = _with_errors(mean._replace(value=-mean.value), of_seeds)
+    text = with_errors(mean._replace(value=-mean.value), of_seeds)
     if result.estimator not in ("exact", "elbo"):
         text += f", ESS {np.median(effective_samples(result)):.0f}"
         if share := doubted(result):
@@ -157,7 +157,7 @@ def _cell(result: Result) -> str:
     return text
 
 
-def _with_errors(mean: Mean, of_seeds: float) -> str:
+def with_errors(mean: Mean, of_seeds: float) -> str:
     """The mean with its standard error and deviation over seeds, where there are any, and its Monte Carlo error."""
     places = decimals(mean.standard_error)
     spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.{places}f}"

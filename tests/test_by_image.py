@@ -124,6 +124,9 @@ def test_raw_labels_are_checked_where_they_are_read():
     ("variant", "changes", "message"),
     [
         ("", {"output": "depth"}, "output='depth' is not known; choose from label, denoise, superres"),
+        ("", {"output": "denoise"}, "output=denoise needs a config of its own"),
+        ("denoise", {"output": "superres"}, "output=superres needs a config of its own"),
+        ("superres", {"output": "label"}, "output=label needs a config of its own"),
         ("", {"cvae.channels": 0}, "cvae.channels=0 must be at least 1"),
         ("", {"num_classes": 1}, "num_classes=1 must be at least 2"),
         ("", {"measure_samples": 0}, "measure_samples=0 must be at least 1"),

@@ -22,11 +22,13 @@ def measure(values=VALUES, name=NAME, model="m cvae", known=LN2, column="label")
 
 def test_mean_its_standard_error_and_its_deviation_over_seeds():
     # Means over seeds 2, 2, 5; over examples 2, 4.
-    assert measure().mean() == pytest.approx((3, 1, math.sqrt(2)))
-    mean, spread, of_seeds = measure(VALUES[:1]).mean()
-    assert (mean, spread) == pytest.approx((2, 1 / math.sqrt(3))) and math.isnan(of_seeds)
-    mean, spread, _ = measure(VALUES[:, :1]).mean()
-    assert mean == 2 and math.isnan(spread)
+    mean, of_seeds = measure().mean()
+    assert (mean.value, mean.standard_error, of_seeds) == pytest.approx((3, 1, math.sqrt(2)))
+    assert mean.error == 0
+    mean, of_seeds = measure(VALUES[:1]).mean()
+    assert (mean.value, mean.standard_error) == pytest.approx((2, 1 / math.sqrt(3))) and math.isnan(of_seeds)
+    mean, _ = measure(VALUES[:, :1]).mean()
+    assert mean.value == 2 and math.isnan(mean.standard_error)
 
 
 def test_summary_and_examples_are_json():

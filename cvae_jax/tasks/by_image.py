@@ -67,11 +67,9 @@ def make_task(config: Any) -> Task:
     if config.output not in OUTPUTS:
         raise UserError(f"output={config.output!r} is not known; choose from {', '.join(OUTPUTS)}")
     labels = config.output == "label"
+    if labels != ("num_classes" in config) or (config.output == "denoise") != ("noise" in config):
+        raise UserError(f"output={config.output} needs a config of its own; take configs/mnist_image.py or its variant")
     num_classes = config.num_classes if labels else 0
-    if labels and num_classes < 2:
-        raise UserError(f"num_classes={num_classes} must be at least 2")
-    if labels and config.measure_samples < 1:
-        raise UserError(f"measure_samples={config.measure_samples} must be at least 1")
     if config.output == "denoise" and not 0 <= config.noise < math.inf:
         raise UserError(f"noise={config.noise} must be at least 0")
     if config.cvae.channels < 1:

@@ -44,10 +44,6 @@ def make_task(config: Any) -> Task:
     shape = images.check_settings(config)
     labels, settings = "num_classes" in config, config.cvae
     num_classes = config.num_classes if labels else 0
-    if labels and num_classes < 2:
-        raise UserError(f"num_classes={num_classes} must be at least 2")
-    if labels and config.measure_samples < 1:
-        raise UserError(f"measure_samples={config.measure_samples} must be at least 1")
     residual = labels and settings.network == "residual"
     if labels and settings.network not in ("plain", "residual"):
         raise UserError(f"cvae.network={settings.network!r} is not known; choose plain or residual")
@@ -133,8 +129,8 @@ def make_task(config: Any) -> Task:
                 found["analogies"] = Columns(columns, title="the same noise in z under every label")
             of_each = observe(np.arange(num_classes))
             sample_keys = per_sample(per_example(key, of_each.index), jnp.arange(SAMPLES_SHOWN))
-            drawn = [np.asarray(draw(of_each, how.predicts_from, one)[1]) for one in sample_keys]
-            columns = {f"sample {number}": image for number, image in enumerate(drawn, 1)}
+            drawn = inference.sample(model, variables, of_each, sample_keys, False, how.predicts_from)
+            columns = {f"sample {number}": image for number, image in enumerate(np.asarray(drawn), 1)}
             found["labels"] = Columns(columns, tuple(names), "samples of every label")
         elif how.has_recognition:
             columns = {"image": shown}
