@@ -39,6 +39,69 @@ def classify(
     return np.stack(found)
 
 
+@partial(jax.jit, static_argnums=(0, 3))
+def _draw(
+    model: Model, variables: Variables, batch: Batch, proposal: Proposal, keys: Array, z: Any = None
+) -> tuple[Any, Array]:
+    """A z for every example, and the mean image that it gives."""
+    drawn = model.draw(variables, model.encode(variables, batch), keys, proposal, z)
+    return drawn.z, drawn.p_y.mean
+
+
+def analogies(
+    model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_classes: int, fixed_prior: bool
+) -> Columns:
+    """The style of each image of the batch under every label.
+
+    Under a learned prior the place of z tells the label too, and without a recognition network no z is known of an
+    image: there it is the noise of a draw from the prior that is the same under every label.
+    """
+    every = {str(label): under(batch, label, num_classes) for label in range(num_classes)}
+    keys = per_example(key, batch.index)
+    if not (how.has_recognition and fixed_prior):
+        columns = {
+            label: np.asarray(_draw(model, variables, one, how.predicts_from, keys)[1]) for label, one in every.items()
+        }
+        return Columns(columns, title="the same noise in z under every label")
+    z, _ = _draw(model, variables, batch, "recognition", keys)
+    columns = {"image": np.asarray(batch.y)}
+    columns |= {label: np.asarray(_draw(model, variables, one, "given", keys, z)[1]) for label, one in every.items()}
+    own_label = tuple(np.asarray(batch.x).argmax(-1).astype(str))
+    return Columns(columns, own_label, "the style of an image under every label")
+
+
+def samples_of(model: Model, variables: Variables, labels: Batch, how: How, key: Array) -> Columns:
+    """Samples of every label; `labels` holds one example of each."""
+    keys = per_sample(per_example(key, labels.index), jnp.arange(SAMPLES_SHOWN))
+    drawn = np.asarray(inference.sample(model, variables, labels, keys, False, how.predicts_from))
+    columns = {f"sample {number}": image for number, image in enumerate(drawn, 1)}
+    return Columns(columns, tuple(map(str, range(len(labels.index)))), "samples of every label")
+
+
+def reconstructions(model: Model, variables: Variables, batch: Batch, key: Array) -> Columns:
+    """Images, and what draws from q(z | image) give."""
+    keys = per_sample(per_example(key, batch.index), jnp.arange(SAMPLES_SHOWN))
+    columns = {"image": np.asarray(batch.y)}
+    for number, own in enumerate(keys, 1):
+        columns[f"draw {number}"] = np.asarray(_draw(model, variables, batch, "recognition", own)[1])
+    return Columns(columns, title=f"images, and {SAMPLES_SHOWN} draws of z given each")
+
+
+def manifold(model: Model, variables: Variables, batch: Batch) -> Columns:
+    """The mean image of every z of two units, at quantiles of N(0, I): each stands for as much of the prior.
+
+    `batch` has as many examples as the figure images; nothing is read of them.
+    """
+    steps = stats.norm.ppf((np.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
+    z1, z2 = np.meshgrid(steps, -steps)
+    z = jnp.asarray(np.stack([z1, z2], -1).reshape(-1, 2), jnp.float32)
+    found = np.asarray(_draw(model, variables, batch, "given", unused(batch.index), (z,))[1])
+    by_column = found.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *found.shape[1:]).swapaxes(0, 1)
+    columns = {f"{step:.2f}": column for step, column in zip(steps, by_column, strict=True)}
+    rows = tuple(f"{-step:.2f}" for step in steps)
+    return Columns(columns, rows, "the image of every z, first unit across, second up")
+
+
 def make_task(config: Any) -> Task:
     """The task that configs/mnist_vae.py and configs/mnist_class.py describe."""
     shape = images.check_settings(config)
@@ -106,49 +169,14 @@ def make_task(config: Any) -> Task:
         return columns
 
     def pictures(model: Model, variables: Variables, batch: Batch, how: How, key: Array) -> dict[str, Columns]:
-        @partial(jax.jit, static_argnums=1)
-        def draw(batch: Batch, proposal: Proposal, keys: Array, z: Any = None) -> tuple[Any, Array]:
-            """A z for every example, under keys that may be those of other examples, and the mean image it gives."""
-            drawn = model.draw(variables, model.encode(variables, batch), keys, proposal, z)
-            return drawn.z, drawn.p_y.mean
-
-        found, keys, shown = {}, per_example(key, batch.index), np.asarray(batch.y)
+        found = {}
         if labels:
-            every = [under(batch, label, num_classes) for label in range(num_classes)]
-            names = [str(label) for label in range(num_classes)]
-            own_label = tuple(np.asarray(batch.x).argmax(-1).astype(str))
-            if how.has_recognition and settings.prior == "fixed":
-                z, _ = draw(batch, "recognition", keys)
-                by_label = [np.asarray(draw(one, "given", keys, z)[1]) for one in every]
-                columns = {"image": shown, **dict(zip(names, by_label, strict=True))}
-                found["analogies"] = Columns(columns, own_label, "the style of an image under every label")
-            else:
-                # Under a learned prior the place of z tells the label too: what is the same for all is the noise.
-                by_label = [np.asarray(draw(one, how.predicts_from, keys)[1]) for one in every]
-                columns = dict(zip(names, by_label, strict=True))
-                found["analogies"] = Columns(columns, title="the same noise in z under every label")
-            of_each = observe(np.arange(num_classes))
-            sample_keys = per_sample(per_example(key, of_each.index), jnp.arange(SAMPLES_SHOWN))
-            drawn = inference.sample(model, variables, of_each, sample_keys, False, how.predicts_from)
-            columns = {f"sample {number}": image for number, image in enumerate(np.asarray(drawn), 1)}
-            found["labels"] = Columns(columns, tuple(names), "samples of every label")
+            found["analogies"] = analogies(model, variables, batch, how, key, num_classes, settings.prior == "fixed")
+            found["labels"] = samples_of(model, variables, observe(np.arange(num_classes)), how, key)
         elif how.has_recognition:
-            columns = {"image": shown}
-            for number in range(SAMPLES_SHOWN):
-                own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-                columns[f"draw {number + 1}"] = np.asarray(draw(batch, "recognition", own_keys)[1])
-            found["reconstructions"] = Columns(columns, title="images, and ten draws of z given each")
+            found["reconstructions"] = reconstructions(model, variables, batch, key)
         if settings.latent == 2 and not labels:
-            # Quantiles of N(0, I), so that each image stands for as much of the prior.
-            steps = stats.norm.ppf((np.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)
-            z1, z2 = np.meshgrid(steps, -steps)
-            z = jnp.asarray(np.stack([z1, z2], -1).reshape(-1, 2), jnp.float32)
-            of_each = observe(None, np.zeros((len(z), *shape)))
-            manifold = np.asarray(draw(of_each, "given", unused(of_each.index), (z,))[1])
-            by_column = manifold.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *shape).swapaxes(0, 1)
-            columns = {f"{step:.2f}": images for step, images in zip(steps, by_column, strict=True)}
-            rows = tuple(f"{-step:.2f}" for step in steps)
-            found["manifold"] = Columns(columns, rows, "the image of every z, first unit across, second up")
+            found["manifold"] = manifold(model, variables, observe(None, np.zeros((MANIFOLD_SIDE**2, *shape))))
         return found
 
     name = f"image given one of {num_classes} labels" if labels else "image"
