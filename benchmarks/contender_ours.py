@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import mnist_quadrants
-from cvae_jax import inference, keys, parallel, tasks, training
+from cvae_jax import buckets, inference, keys, parallel, tasks, training
 from cvae_jax.distributions import Bernoulli, Normal, sum_per_example
 from cvae_jax.estimators import ESTIMATORS
 
@@ -32,19 +32,15 @@ class Contender:
         mesh = parallel.make_mesh()
         self.place = parallel.replicated(mesh)
         seeds = jax.device_put(np.array([self.seed], np.int32), self.place)
-        num_valid = len(images) - contender.NUM_TRAIN
         of_baseline, functions = (
-            training.make_functions(stage, self.task, mesh, contender.NUM_TRAIN, num_valid)
-            for stage in (baseline, self.stage)
+            training.make_functions(stage, self.task, mesh, [contender.NUM_TRAIN]) for stage in (baseline, self.stage)
         )
         self.state = functions.init(seeds)
         self.frozen = {"baseline": of_baseline.init(seeds).best}
         # Of the one seed; a copy, because training gives its state's memory away.
         self.variables = jax.tree.map(lambda leaf: leaf[0], {**self.state.best, "frozen": self.frozen})
-        self.data, valid = jax.device_put(
-            ({"image": images[: contender.NUM_TRAIN]}, {"image": images[contender.NUM_TRAIN :]}), self.place
-        )
-        self.valid = valid
+        halves = ({"image": images[: contender.NUM_TRAIN]}, {"image": images[contender.NUM_TRAIN :]})
+        (self.data,), self.valid = jax.device_put([buckets.of_split(self.task, half) for half in halves], self.place)
         self.calls = np.array_split(
             np.arange(self.steps), max(1, round(self.steps / self.stage.settings.steps_per_call))
         )
@@ -60,7 +56,7 @@ class Contender:
         self.epoch = 0
 
         index = jnp.arange(settings["num_examples"])
-        raw = {"image": valid["image"][: settings["num_examples"]]}
+        raw = {"image": halves[1]["image"][: settings["num_examples"]]}
         unused = keys.per_example(jax.random.key(0), index)
         self.batch = self.task.batch(raw, index, jnp.ones(len(index)), unused, False)
         self.num_samples = settings["num_samples"]

@@ -13,6 +13,9 @@ from cvae_jax.model import Batch, Draw, Model, PyTree, Variables
 ACTIVE_KL = 0.01  # nats on average, from which a latent unit counts as active
 
 
+MOST_AXES = 4  # of a KL that is a code's: [samples, examples, factor, units], with one axis of factors or none
+
+
 class LatentCode(NamedTuple):
     """The latent units of many examples, float64 [examples, units]: every leaf of z laid flat, one after the other."""
 
@@ -21,8 +24,10 @@ class LatentCode(NamedTuple):
     prior: np.ndarray  # a draw from p(z|x): over examples, the aggregate prior
 
 
-def latent_code(model: Model, variables: Variables, batch: Batch, key: Array) -> LatentCode:
+def latent_code(model: Model, variables: Variables, batch: Batch, key: Array) -> LatentCode | None:
     """One draw of every example's z from q and from p, and the KL of each unit.
+
+    None where every part of y has a z of its own: their number varies with the example.
 
     Raises:
       UserError: for a model without a recognition network.
@@ -32,6 +37,8 @@ def latent_code(model: Model, variables: Variables, batch: Batch, key: Array) ->
         return np.concatenate([np.asarray(leaf[0], np.float64).reshape(len(batch.index), -1) for leaf in tree], 1)
 
     kl, posterior = inference.scores(model, variables, batch, "recognition", _kl_and_z, 1, key)
+    if any(leaf.ndim > MOST_AXES for leaf in kl):
+        return None
     prior = inference.scores(model, variables, batch, "prior", _z, 1, key)
     return LatentCode(flat(kl), flat(posterior), flat(prior))
 

@@ -94,21 +94,46 @@ def standard_normal(shape: tuple[int, ...]) -> Normal:
     return Normal(jnp.zeros(shape), jnp.ones(shape))
 
 
-def sum_per_example(elements: Array) -> Array:
-    """Sums all axes but the first: [batch, ...] -> [batch]."""
-    return elements.sum(tuple(range(1, elements.ndim)))
+class Joint(NamedTuple):
+    """A y of several heads that are independent given z: name -> the distribution of that head."""
+
+    heads: dict[str, Any]
+
+    @property
+    def mean(self) -> dict[str, Array]:
+        """Every head's mean."""
+        return {name: head.mean for name, head in self.heads.items()}
+
+    def sample(self, keys: Array) -> dict[str, Array]:
+        """One sample of every head for every example. `keys` is [batch]."""
+        apart = jax.vmap(lambda key: jax.random.split(key, len(self.heads)), out_axes=1)(keys)
+        return {name: head.sample(own) for (name, head), own in zip(sorted(self.heads.items()), apart, strict=True)}
+
+    def log_prob(self, value: dict[str, Array]) -> dict[str, Array]:
+        """Log probability of every element of every head, nats."""
+        return {name: head.log_prob(value[name]) for name, head in self.heads.items()}
 
 
-def log_likelihood(p_y: Any, y: Array | None, weight: Array | None) -> Array | None:
-    """log p(y|x,z) [batch] of one head, its elements weighted (None: all count); None without y."""
+def sum_per_example(elements: Array, num_factors: int = 0) -> Array:
+    """Sums all axes but the first, and those of factors after it: [batch, *factors, ...] -> [batch, *factors]."""
+    return elements.sum(tuple(range(1 + num_factors, elements.ndim)))
+
+
+def log_likelihood(p_y: Any, y: Any, weight: Any, num_factors: int = 0) -> Array | None:
+    """log p(y|x,z) [batch, *factors], its elements weighted (None: all count); None without y.
+
+    Of a `Joint`, y and weight are dicts of its heads', whose log probabilities are added.
+    """
     if y is None:
         return None
     elements = p_y.log_prob(y)
-    return sum_per_example(elements if weight is None else weight * elements)
+    if weight is not None:
+        elements = jax.tree.map(lambda elements, weight: elements * weight, elements, weight)
+    return jnp.asarray(sum(sum_per_example(leaf, num_factors) for leaf in jax.tree.leaves(elements)))
 
 
 class Latent(NamedTuple):
-    """A stochastic unit's value [batch, units] with its densities [batch] and KL(q || p) [batch, units]."""
+    """A stochastic unit's value [batch, *factors, units], its densities [batch, *factors], KL(q || p) as its value."""
 
     z: Array
     log_p_z: Array
@@ -117,16 +142,22 @@ class Latent(NamedTuple):
 
 
 def draw_latent(
-    prior: Normal, posterior: Normal | None, keys: Array, proposal: Proposal, z: Array | None = None
+    prior: Normal,
+    posterior: Normal | None,
+    keys: Array,
+    proposal: Proposal,
+    z: Array | None = None,
+    num_factors: int = 0,
 ) -> Latent:
     """Draws, or takes, the z of one stochastic unit and scores it under prior and posterior.
 
     Args:
-      prior: p(z|x), [batch, units].
+      prior: p(z|x), [batch, *factors, units].
       posterior: q(z|x,y), or None where y is not known.
       keys: random keys [batch]; unused where nothing is drawn.
       proposal: where z comes from.
-      z: [batch, units], when the proposal is "given" or "given_by_prior".
+      z: [batch, *factors, units], when the proposal is "given" or "given_by_prior".
+      num_factors: how many axes of independent factors there are; a unit has one of its own z for each.
 
     Raises:
       ValueError: for "recognition" without a posterior, "given" without z, or an unknown proposal.
@@ -145,7 +176,7 @@ def draw_latent(
         raise ValueError(f"the proposal {proposal!r} needs the z to score")
     if proposal == "given_by_prior":
         z = prior.mean + prior.scale * jax.lax.stop_gradient((z - prior.mean) / prior.scale)
-    log_p_z = sum_per_example(prior.log_prob(z))
+    log_p_z = sum_per_example(prior.log_prob(z), num_factors)
     if posterior is None:
         return Latent(z, log_p_z, jnp.full_like(log_p_z, jnp.nan), jnp.full_like(z, jnp.nan))
-    return Latent(z, log_p_z, sum_per_example(posterior.log_prob(z)), posterior.kl(prior))
+    return Latent(z, log_p_z, sum_per_example(posterior.log_prob(z), num_factors), posterior.kl(prior))

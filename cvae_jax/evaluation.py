@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax import annealing, data, diagnostics, experiment, figures, inference, keys, report, tables
+from cvae_jax import annealing, buckets, data, diagnostics, experiment, figures, inference, keys, report, tables
 from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import write_atomically
 from cvae_jax.diagnostics import LatentCode
@@ -44,22 +44,28 @@ def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tu
 
     Binarised targets depend on (seed, index of the example) alone, so every model is measured on the same y.
     """
-    count, devices = data.num_examples(arrays), jax.device_count()
-    size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
-    for start in range(0, count, size):
-        # The last batch is filled up with its last example, so that every batch has one shape.
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        valid = min(count - start, size)
-        raw = {name: jnp.asarray(arrays[name][rows]) for name in task.raw}
-        index = jnp.asarray(rows, jnp.int32)
-        targets = keys.per_example(keys.stream(seed, "targets"), index)
-        yield task.batch(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
+    devices = jax.device_count()
+    for bucket in buckets.of_split(task, arrays):
+        count = len(bucket.index)
+        size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
+        for start in range(0, count, size):
+            # The last batch is filled up with its last example, so that every batch of a bucket has one shape.
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            valid = min(count - start, size)
+            raw = {name: jnp.asarray(array[rows]) for name, array in bucket.arrays.items()}
+            index = jnp.asarray(bucket.index[rows])
+            targets = keys.per_example(keys.stream(seed, "targets"), index)
+            yield task.batch(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
 
 
-def _joined(parts: Sequence[tuple[Any, int]]) -> Any:
-    """Leaves [batch, ...] of many batches as one, their invalid rows cut."""
+def _joined(parts: Sequence[tuple[Any, int]], index: np.ndarray) -> Any:
+    """Leaves [batch, ...] of many batches as one in the order of the split, their invalid rows cut.
+
+    `index` holds the positions in the split of the rows that are left, int [examples].
+    """
+    order = np.argsort(index)
     return jax.tree.map(
-        lambda *leaves: np.concatenate([leaf[:valid] for leaf, (_, valid) in zip(leaves, parts, strict=True)]),
+        lambda *leaves: np.concatenate([leaf[:valid] for leaf, (_, valid) in zip(leaves, parts, strict=True)])[order],
         *(part for part, _ in parts),
     )
 
@@ -95,9 +101,11 @@ def measure(
     model, variables = trained.model(stage.name)
     key = keys.stream(seed, "evaluation")
     found: list[tuple[Any, int]] = []
-    total = -(-data.num_examples(arrays) // EXAMPLES_PER_BATCH)
-    bar = tqdm(batches(task, arrays, seed), total=total, desc=f"{stage.name}, seed {trained.seed}", disable=None)
-    for batch, valid in bar:
+    positions: list[np.ndarray] = []
+    bar = tqdm(total=data.num_examples(arrays), desc=f"{stage.name}, seed {trained.seed}", disable=None)
+    for batch, valid in batches(task, arrays, seed):
+        bar.update(valid)
+        positions.append(np.asarray(batch.index)[:valid])
         measured = task.measures.of_batch(model, variables, batch, how, key) if own and task.measures else {}
         if how.exact:
             found.append(
@@ -114,7 +122,8 @@ def measure(
             others = [one for one in usable if one[0] != "ais"]  # whose chains are those of the lower bound
             simulated |= inference.log_probs(model, variables, bidirectional.batch, others, key, settings)
         found.append((Measured(cells, simulated, code, measured), valid))
-    first, joined = found[0][0], _joined(found)
+    bar.close()
+    first, joined = found[0][0], _joined(found, np.concatenate(positions))
     # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
     cells, simulated = ({cell: new[cell] for cell in old} for new, old in zip(joined[:2], first[:2], strict=True))
     return joined._replace(cells=cells, simulated=simulated)
@@ -188,6 +197,8 @@ def evaluate(
     for run in runs:
         arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
         first, label, base = run.trained[0], _label(run, runs), _base(run, runs)
+        if task_measures and first.task.column not in {one.column for one in found.measured}:
+            found.measured.extend(_baselines(run, arrays, seed))
         for stage in first.stages:
             measured = [
                 measure(one, stage, arrays, wanted, seed, settings, simulate, task_measures) for one in run.trained
@@ -227,9 +238,7 @@ def _collect(found: Findings, run: "Run", model: str, measured: Sequence[Measure
     column = task.column
     seeds = tuple(one.seed for one in run.trained)
     for name in measured[0].own:
-        known = task.measures.known.get(name) if task.measures else None
-        values = np.stack([one.own[name] for one in measured])
-        found.measured.append(TaskMeasure(run.workdir, column, model, name, seeds, values, known))
+        found.measured.append(_measure(run, model, name, seeds, [one.own[name] for one in measured]))
 
     def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
         return [
@@ -251,6 +260,24 @@ def _collect(found: Findings, run: "Run", model: str, measured: Sequence[Measure
         if one.code is not None:
             identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
             found.codes.append({**identity, "seed": seed, **diagnostics.summary(one.code)})
+
+
+def _measure(run: "Run", model: str, name: str, seeds: tuple[int, ...], values: list[np.ndarray]) -> TaskMeasure:
+    task = run.trained[0].task
+    assert task.measures is not None
+    known, pool = task.measures.known.get(name), task.measures.pooled.get(name)
+    return TaskMeasure(run.workdir, task.column, model, name, seeds, np.stack(values), known, pool)
+
+
+def _baselines(run: "Run", arrays: dict[str, np.ndarray], seed: int) -> list[TaskMeasure]:
+    """What the task measures of what is no model of ours; nothing there depends on the order of examples."""
+    task = run.trained[0].task
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for batch, valid in batches(task, arrays, seed) if task.measures else ():
+        for baseline, numbers in task.measures.baselines(batch).items() if task.measures else ():
+            for name, values in numbers.items():
+                found.setdefault((baseline, name), []).append(values[:valid])
+    return [_measure(run, model, name, (), [np.concatenate(parts)]) for (model, name), parts in found.items()]
 
 
 def _label(run: "Run", runs: Sequence["Run"]) -> str:

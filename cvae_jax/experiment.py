@@ -21,7 +21,7 @@ from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import Checkpoints, write_atomically
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import Estimate
-from cvae_jax.model import Batch, How, Model, PyTree, Stage, Task, Variables, has_latents
+from cvae_jax.model import Batch, Columns, How, Model, PyTree, Stage, Task, Variables, has_latents
 
 LOGGER = logging.getLogger(__name__)
 
@@ -130,7 +130,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     task = tasks.make_task(config)
     splits = data.load(config.data, task)
     for stage in task.stages:
-        training.check_settings(stage, data.num_examples(splits["train"]))
+        of_training = training.training_buckets(stage, task, splits)
+        training.check_settings(stage, [len(bucket.index) for bucket in of_training])
     if config.num_seeds < 1:
         raise UserError(f"num_seeds={config.num_seeds} must be at least 1")
     if not 0 <= config.seed <= 2**31 - config.num_seeds:
@@ -305,7 +306,11 @@ def draw_pictures(
     model, variables = experiment.model()
     batch, key = _shown(experiment.task, arrays), keys.stream(0, "pictures")
     for name, picture in experiment.task.pictures(model, variables, batch, experiment.how(), key).items():
-        figures.image_grid(picture.columns, folder / f"{name}_{base}.png", f"{title}, {picture.title}", picture.rows)
+        path = folder / f"{name}_{base}.png"
+        if isinstance(picture, Columns):
+            figures.image_grid(picture.columns, path, f"{title}, {picture.title}", picture.rows)
+        else:
+            picture(path, title)
 
 
 def load(workdir: str, seed: int | None = None) -> Experiment:

@@ -16,6 +16,7 @@ from cvae_jax.estimators import ESTIMATORS, PRIOR_SHARE, Estimate, Source, log_m
 from cvae_jax.model import Batch, Draw, Model, Proposal, PyTree, Variables
 
 DRAWS_PER_CALL = 2_000  # samples times examples: enough to fill the cores, few enough to stay in cache
+BYTES_PER_CALL = 2**28  # of the likelihoods p(y|x,z) of these draws, where they are large: at least a draw an example
 
 
 def predict(model: Model, variables: Variables, batch: Batch) -> PyTree:
@@ -73,13 +74,21 @@ def scores(
     batch = parallel.place_batch(mesh, batch)
     with jax.default_matmul_precision("highest"):
         encoding = _encode(model, variables, batch)
-        size = min(num_samples, max(1, (draws_per_call or DRAWS_PER_CALL) // len(batch.index)))
-        starts = jnp.arange(0, num_samples, size)
         example_keys = keys.per_example(key, batch.index)
+        draws = draws_per_call or min(DRAWS_PER_CALL, _draws_that_fit(model, variables, encoding, example_keys))
+        size = min(num_samples, max(1, draws // len(batch.index)))
+        starts = jnp.arange(0, num_samples, size)
         if proposal in ("recognition", "defensive") and _lacks_q(model, variables, encoding, example_keys):
             raise UserError("this estimator draws from q(z|x,y), and the model has no recognition network; use mc")
         values = _scores(model, proposal, score, size, variables, encoding, example_keys, starts)
     return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:num_samples], values)
+
+
+def _draws_that_fit(model: Model, variables: Variables, encoding: PyTree, keys: Array) -> int:
+    """How many draws make BYTES_PER_CALL of likelihoods."""
+    p_y = jax.eval_shape(lambda v, e, k: model.draw(v, e, k, "prior").p_y, variables, encoding, keys)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(p_y))
+    return BYTES_PER_CALL * len(keys) // max(1, size)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -5,7 +5,8 @@ does not depend on z, and `draw`, one z for every example with its densities. Ob
 inference, training and evaluation see nothing else of a model.
 """
 
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -31,7 +32,9 @@ class Batch(NamedTuple):
     # Array [batch] int32, position in the split, from which evaluation keys are folded. Any, because a named tuple's
     # own method of that name, which nobody calls on a batch, would contradict an array.
     index: Any
-    valid: Array  # [batch] float32, 0 for rows that only fill up the last batch
+    # Array [batch] float32: how many y a row holds, by whose number means are divided. 1, more where the objective's
+    # factors are several y of one x, and 0 for rows that only fill up the last batch.
+    valid: Array
 
 
 class Draw(NamedTuple):
@@ -41,8 +44,9 @@ class Draw(NamedTuple):
     log_p_y: Any  # Array, log p(y|x,z); None without y
     log_p_z: Array  # log p(z|x)
     log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without y, 0 without latent variables
-    kl: PyTree  # KL(q || p), one entry per latent unit, [batch, units]; () without latent variables
-    p_y: PyTree  # the likelihood p(y|x,z), one distribution a head: mean, sample(keys), log_prob(y)
+    kl: PyTree  # KL(q || p), one entry per latent unit, [batch, *factors, units]; () without latent variables
+    p_y: PyTree  # the likelihood p(y|x,z): mean, sample(keys), log_prob(y); a Joint where y has several heads
+    updates: Variables = {}  # noqa: RUF012 in training, what replaces variables after the step: batch statistics
 
 
 class Train(NamedTuple):
@@ -75,7 +79,7 @@ class DrawFn(Protocol):
 class Model(NamedTuple):
     """A conditional generative model as pure functions.
 
-    `variables` hold "params", and under "frozen" the variables of earlier stages by their name.
+    `variables` hold "params", perhaps "batch_stats", and under "frozen" the variables of earlier stages by their name.
     """
 
     init: Callable[[Array, Batch], Variables]
@@ -120,12 +124,29 @@ class Columns(NamedTuple):
     title: str = ""  # what it shows
 
 
+DrawPicture = Callable[[pathlib.Path, str], None]
+
+
 class Measures(NamedTuple):
     """What a task measures of a trained model beside log p(y|x)."""
 
-    # (model, variables, batch, how, key) -> name, with its unit -> a value for every example, [batch]
+    # (model, variables, batch, how, key) -> name, with its unit -> a value for every example, [batch], or the numbers
+    # [batch, numbers] that it contributes to a measure in `pooled`
     of_batch: Callable[[Model, Variables, Batch, How, Array], dict[str, np.ndarray]]
     known: dict[str, float]  # name -> the value of a perfect model, where that is known
+    # Measures that are no means over examples, such as a correlation: name -> (sums over examples [..., numbers] ->
+    # values [...])
+    pooled: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # noqa: RUF012
+    # (batch) -> name of a baseline that is no model of ours -> what `of_batch` gives
+    baselines: Callable[[Batch], dict[str, dict[str, np.ndarray]]] = lambda batch: {}
+
+
+class Buckets(NamedTuple):
+    """Examples of varying size in groups, each padded no further than to its own limit: see buckets.py."""
+
+    limits: tuple[int, ...]  # sizes, ascending; the last holds every example
+    size: Callable[[dict[str, np.ndarray]], np.ndarray]  # raw arrays -> the size of every example, int [n]
+    cut: Callable[[dict[str, np.ndarray], int], dict[str, np.ndarray]]  # raw arrays, limit -> padded no further
 
 
 class Task(NamedTuple):
@@ -139,6 +160,8 @@ class Task(NamedTuple):
     stages: tuple[Stage, ...]
     panels: Callable[..., dict[str, np.ndarray]]  # (batch, stage name -> [samples, batch, ...]) -> heading -> images
     measures: Measures | None = None
-    # (model, variables, batch, how, key) -> name -> figure: what is drawn once a model is trained, beside samples
-    pictures: Callable[[Model, Variables, Batch, How, Array], dict[str, Columns]] = lambda *args: {}
+    # (model, variables, batch, how, key) -> name -> figure: what is drawn once a model is trained, beside samples. Of
+    # columns, or drawn by a function of the PNG's path and a title.
+    pictures: Callable[[Model, Variables, Batch, How, Array], Mapping[str, Columns | DrawPicture]] = lambda *args: {}
     check: Callable[[dict[str, np.ndarray]], None] = lambda arrays: None  # a split's raw arrays; raises a UserError
+    buckets: Buckets | None = None  # of examples whose size varies; `raw` is then of the largest

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,25 +21,39 @@ class TaskMeasure(NamedTuple):
     model: str
     name: str  # with its unit
     seeds: tuple[int, ...]  # of the independent models
-    values: np.ndarray  # [seeds, examples]
+    values: np.ndarray  # [seeds, examples], or [seeds, examples, numbers] with `pool`
     known: float | None  # of a perfect model
+    pool: Callable[[np.ndarray], np.ndarray] | None = None  # of a measure that is no mean, see model.Measures
 
     def mean(self) -> tuple[Mean, float]:
-        """Mean over examples and seeds with its errors, and its deviation over seeds."""
+        """Mean over examples and seeds with its errors, and its deviation over seeds.
+
+        A pooled measure's standard error is the jackknife's over examples.
+        """
+        if self.pool is not None:
+            sums, count = self.values.sum(1), self.values.shape[1]
+            of_seeds = self.pool(sums)
+            without = self.pool(sums[:, None] - self.values).mean(0)
+            without = without[np.isfinite(without)]
+            error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()) if count > 1 else np.nan
+            return Mean(float(of_seeds.mean()), 0.0, float(error)), tables.deviation(list(of_seeds))
         known = np.zeros(self.values.shape[1])  # nothing is estimated: no Monte Carlo error
         of_examples = Estimate(self.values.mean(0), known, known + 1, known + np.nan)
         return mean_over_examples(of_examples), tables.deviation(list(self.values.mean(1)))
 
     def summary(self) -> dict[str, Any]:
         """As numbers for JSON."""
-        mean, of_seeds = self.mean()
-        numbers = {"mean": mean.value, "standard_error": mean.standard_error, "deviation_over_seeds": of_seeds}
-        identity = {name: value for name, value in self._asdict().items() if name != "values"}
-        return tables.plain({**identity, **numbers, "of_seeds": self.values.mean(1)})
+        mean, deviation = self.mean()
+        numbers = {"mean": mean.value, "standard_error": mean.standard_error, "deviation_over_seeds": deviation}
+        of_seeds = self.values.mean(1) if self.pool is None else self.pool(self.values.sum(1))
+        return tables.plain({**self._identity(), **numbers, "of_seeds": of_seeds})
 
     def examples(self) -> dict[str, Any]:
         """Every example's value for JSON."""
-        return tables.plain(self._asdict())
+        return tables.plain({**self._identity(), "values": self.values})
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in self._asdict().items() if name not in ("values", "pool")}
 
 
 class Findings(NamedTuple):
@@ -51,16 +66,29 @@ class Findings(NamedTuple):
 
 
 def histograms(measured: list[TaskMeasure], folder: pathlib.Path, split: str) -> None:
-    """Saves, for every measure that is no mere yes or no, its histogram over examples of each model's first seed."""
+    """Saves, for every mean that is of no mere yes or no, its histogram over examples of each model's first seed."""
     columns = dict.fromkeys((one.column, one.name) for one in measured)
     for column, name in columns:
-        found = [one for one in measured if (one.column, one.name) == (column, name)]
-        if all(len(np.unique(one.values)) <= 2 for one in found):
+        found = [one for one in measured if (one.column, one.name) == (column, name) and one.seeds]
+        if any(one.pool for one in found) or all(len(np.unique(one.values)) <= 2 for one in found):
             continue
         alone = [other for _, other in columns].count(name) == 1
         file = "_".join((name.split(",")[0] + f" {column}" * (not alone)).split())
         values = {one.model + f", seed {one.seeds[0]}" * (len(one.seeds) > 1): one.values[0] for one in found}
         figures.histograms(values, folder / f"{file}.png", f"{column}, {split} split", name, found[0].known)
+
+
+def _of_column(measured: list[TaskMeasure]) -> list[list[str]]:
+    """A table of the measures of one task: a line a measure, a column a model."""
+    models = list(dict.fromkeys(one.model for one in measured))
+    known = any(one.known is not None for one in measured)
+    lines = [[measured[0].column, *models, *["a perfect model"] * known]]
+    for name in dict.fromkeys(one.name for one in measured):
+        cells = {one.model: one for one in measured if one.name == name}
+        values = [tables.with_errors(*cells[model].mean()) if model in cells else "" for model in models]
+        perfect = next(iter(cells.values())).known
+        lines.append([name, *values, *["" if perfect is None else f"{perfect:.4f}"] * known])
+    return lines
 
 
 def text(found: Findings, settings: Annealing) -> str:
@@ -113,9 +141,7 @@ def text(found: Findings, settings: Annealing) -> str:
             f"the largest of {units} is above {by_chance:.2f} by chance in at most 5% of cases.",
         ]
     if measured:
-        lines = [["model", "column", "measure", "value", "of a perfect model"]]
-        for one in measured:
-            value = tables.with_errors(*one.mean())
-            lines.append([one.model, one.column, one.name, value, "" if one.known is None else f"{one.known:.4f}"])
-        parts += ["## What the tasks measure", "\n".join(tables.markdown(lines))]
+        parts.append("## What the tasks measure")
+        for column in dict.fromkeys(one.column for one in measured):
+            parts.append("\n".join(tables.markdown(_of_column([one for one in measured if one.column == column]))))
     return "\n\n".join(parts) + "\n"

@@ -9,7 +9,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +20,13 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from cvae_jax import keys, monitor, objectives, parallel, schedules
+from cvae_jax import buckets, keys, monitor, objectives, parallel, schedules
+from cvae_jax.buckets import Bucket
 from cvae_jax.checkpoints import Checkpoints
-from cvae_jax.data import Splits, num_examples
+from cvae_jax.data import Splits
 from cvae_jax.errors import UserError
 from cvae_jax.metrics import Log
-from cvae_jax.model import Batch, PyTree, Stage, Task, Train, Variables
+from cvae_jax.model import Batch, Draw, PyTree, Stage, Task, Train, Variables
 
 LOGGER = logging.getLogger(__name__)
 
@@ -51,36 +52,57 @@ class Functions(NamedTuple):
     """A stage's parts, jitted over the same mesh; all but `data` begin with the axis of the seeds."""
 
     init: Any  # (seeds [seeds]) -> state
-    train_steps: Any  # (state, frozen, indices [seeds, steps, batch], data) -> state, terms [seeds, steps]
-    close_epoch: Any  # (state, frozen, data) -> state, terms [seeds]
+    train_steps: Any  # (state, frozen, rows [seeds, steps, batch], bucket) -> state, terms [seeds, steps]
+    close_epoch: Any  # (state, frozen, buckets) -> state, terms [seeds]
 
 
-def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The order in which an epoch visits the examples, int32 [num_examples]."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+def epoch_order(seed: int, epoch: int, num_examples: int, bucket: int = 0) -> np.ndarray:
+    """The order in which an epoch visits the examples of a bucket, int32 [num_examples]."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, epoch + (bucket << 32)]))
     return generator.permutation(num_examples).astype(np.int32)
 
 
-def epoch_batches(seeds: np.ndarray, epoch: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """Indices of the examples in an epoch's whole batches, int32 [seeds, steps, batch]."""
-    orders = np.stack([epoch_order(int(seed), epoch, num_examples) for seed in seeds])
+def epoch_batches(seeds: np.ndarray, epoch: int, num_examples: int, batch_size: int, bucket: int = 0) -> np.ndarray:
+    """Rows of the examples in an epoch's whole batches of a bucket, int32 [seeds, steps, batch]."""
+    orders = np.stack([epoch_order(int(seed), epoch, num_examples, bucket) for seed in seeds])
     steps = num_examples // batch_size
     return orders[:, : steps * batch_size].reshape(len(seeds), steps, batch_size)
 
 
-def steps_per_epoch(stage: Stage, num_train: int) -> int:
-    """Whole batches in an epoch; the rest of the examples stand in other epochs' batches."""
-    return num_train // stage.settings.batch_size
+def epoch_calls(stage: Stage, counts: Sequence[int], epoch: int) -> list[tuple[int, np.ndarray]]:
+    """An epoch as compiled calls: the bucket of each, and which of its batches. Buckets take turns at random."""
+    calls: list[list[np.ndarray]] = []
+    for count in counts:
+        steps = count // stage.settings.batch_size
+        calls.append(np.array_split(np.arange(steps), max(1, round(steps / stage.settings.steps_per_call))))
+    turns = np.repeat(np.arange(len(counts)), [len(own) for own in calls])
+    # Of the epoch alone: the seeds of an experiment take their calls together.
+    turns = np.random.Generator(np.random.Philox(key=[epoch, 0])).permutation(turns)
+    return [(int(bucket), calls[bucket].pop(0)) for bucket in turns]
 
 
-def check_settings(stage: Stage, num_train: int) -> None:
+def steps_per_epoch(stage: Stage, counts: Sequence[int]) -> int:
+    """Whole batches in an epoch; the rest of each bucket's examples stand in other epochs' batches."""
+    return sum(count // stage.settings.batch_size for count in counts)
+
+
+def training_buckets(stage: Stage, task: Task, splits: Splits) -> list[Bucket]:
+    """The examples that a stage is trained on: every bucket has a batch of them, if there are as many at all."""
+    return buckets.of_split(task, splits["train"], stage.settings.batch_size)
+
+
+def check_settings(stage: Stage, counts: Sequence[int]) -> None:
     """Checks the values of a stage's settings before anything is written.
+
+    Args:
+      stage: whose settings.
+      counts: training examples in every bucket.
 
     Raises:
       UserError: for the first that cannot be; names it and what it must be.
     """
     settings, optimizer, objective = stage.settings, stage.settings.optimizer, stage.settings.objective
-    count = jax.device_count()
+    count, num_train = jax.device_count(), sum(counts)
     for key, value, fits, must in (
         ("epochs", settings.epochs, settings.epochs >= 1, "at least 1"),
         ("steps_per_call", settings.steps_per_call, settings.steps_per_call >= 1, "at least 1"),
@@ -99,18 +121,18 @@ def check_settings(stage: Stage, num_train: int) -> None:
     ):
         if not fits:
             raise UserError(f"{stage.name}.{key}={value} must be {must}")
-    num_steps = settings.epochs * steps_per_epoch(stage, num_train)
+    num_steps = settings.epochs * steps_per_epoch(stage, counts)
     if objective.annealing_steps > num_steps:
         raise UserError(
             f"{stage.name}.objective.annealing_steps={objective.annealing_steps} is longer than the run of "
             f"{num_steps} steps"
         )
-    make_optimizer(stage, num_train)
+    make_optimizer(stage, counts)
 
 
-def make_optimizer(stage: Stage, num_train: int) -> optax.GradientTransformation:
-    """The stage's optimiser for a run over `num_train` examples."""
-    return schedules.optimizer(stage.settings.optimizer, stage.settings.epochs * steps_per_epoch(stage, num_train))
+def make_optimizer(stage: Stage, counts: Sequence[int]) -> optax.GradientTransformation:
+    """The stage's optimiser for a run over buckets of so many examples."""
+    return schedules.optimizer(stage.settings.optimizer, stage.settings.epochs * steps_per_epoch(stage, counts))
 
 
 def init_state(stage: Stage, task: Task, optimizer: optax.GradientTransformation, seed: Array) -> State:
@@ -135,70 +157,93 @@ def abstract_state(stage: Stage, task: Task, mesh: Mesh, num_seeds: int) -> Stat
 
 def loss_fn(
     stage: Stage, variables: Variables, batch: Batch, draw_keys: Array, train: Train | None
-) -> tuple[Array, dict[str, Array]]:
-    """The loss, nats, and the objective's terms: sums over the valid examples of the batch, divided by their number."""
+) -> tuple[Array, tuple[dict[str, Array], Variables]]:
+    """The loss, nats, the objective's terms and the updates of variables.
+
+    Loss and terms are sums over the valid examples of the batch, divided by the number of y that these hold.
+    """
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
-    draw = objectives.draws_of(stage.model, variables, encoding, samples, train)
+    draws = objectives.draws_of(stage.model, variables, encoding, samples, train)
+    updates: list[Variables] = []
+
+    def draw(*args: Any, **options: Any) -> Draw:
+        drawn = draws(*args, **options)
+        updates.append(jax.tree.map(lambda leaf: leaf.mean(0), drawn.updates))
+        return drawn
+
     objective, terms = stage.objective(draw, None if train is None else train.step)
-    total = jnp.maximum(batch.valid.sum(), 1)
-    means = {name: (batch.valid * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
-    return means["loss"], means
+    holds, total = jnp.sign(batch.valid), jnp.maximum(batch.valid.sum(), 1)
+    means = {name: (holds * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
+    return means["loss"], (means, updates[0])
 
 
-def make_functions(
-    stage: Stage, task: Task, mesh: Mesh, num_train: int, num_valid: int, seeds_by: str = "map"
-) -> Functions:
-    """The stage's functions of State, jitted over the mesh. Written out is one seed; see parallel.over_seeds."""
+def make_functions(stage: Stage, task: Task, mesh: Mesh, counts: Sequence[int], seeds_by: str = "map") -> Functions:
+    """The stage's functions of State, jitted over the mesh. Written out is one seed; see parallel.over_seeds.
+
+    Args:
+      stage: what is trained.
+      task: makes batches of the raw arrays.
+      mesh: over which batches are spread.
+      counts: training examples in every bucket.
+      seeds_by: "map" or "vmap".
+    """
     settings = stage.settings
     batch_size = settings.batch_size
-    optimizer = make_optimizer(stage, num_train)
+    optimizer = make_optimizer(stage, counts)
 
-    def take(data: dict[str, Array], index: Array, valid: Array, key: Array, train: bool) -> Batch:
-        raw = parallel.spread(mesh, {name: array[index] for name, array in data.items()})
+    def take(bucket: Bucket, rows: Array, valid: Array, key: Array, train: bool) -> Batch:
+        raw = parallel.spread(mesh, {name: array[rows] for name, array in bucket.arrays.items()})
+        index = bucket.index[rows]
         return task.batch(raw, index, valid, keys.per_example(key, index), train)
 
-    def step(state: State, frozen: Variables, data: dict[str, Array], index: Array) -> tuple[State, dict[str, Array]]:
+    def step(state: State, frozen: Variables, bucket: Bucket, rows: Array) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(keys.stream(state.seed, f"train/{stage.name}"), state.step)
         data_key, draw_key, train_key = jax.random.split(key, 3)
-        batch = take(data, index, jnp.ones(batch_size), data_key, True)
-        draw_keys = keys.per_example(draw_key, index)
-        train = Train(keys.per_example(train_key, index), state.step)
+        batch = take(bucket, rows, jnp.ones(batch_size), data_key, True)
+        draw_keys = keys.per_example(draw_key, batch.index)
+        train = Train(keys.per_example(train_key, batch.index), state.step)
 
-        def loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
+        def loss(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Variables]]:
             return loss_fn(stage, {**state.variables, "params": params, "frozen": frozen}, batch, draw_keys, train)
 
-        grads, terms = jax.grad(loss, has_aux=True)(state.variables["params"])
+        grads, (terms, updated) = jax.grad(loss, has_aux=True)(state.variables["params"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables["params"])
-        variables = {**state.variables, "params": optax.apply_updates(state.variables["params"], updates)}
+        params = optax.apply_updates(state.variables["params"], updates)
+        variables = {**state.variables, **updated, "params": params}
         # Young averages forget faster, so that they are not biased towards the initial weights.
         decay = jnp.minimum(settings.averaging, (1 + state.step) / (10 + state.step))
         averaged = optax.incremental_update(variables, state.averaged, 1 - decay)
         after = state._replace(step=state.step + 1, variables=variables, opt_state=opt_state, averaged=averaged)
         return after, terms
 
-    def train_steps(own, data):
-        state, frozen, indices = own
-        return jax.lax.scan(lambda state, index: step(state, frozen, data, index), state, indices)
+    def train_steps(own, bucket):
+        state, frozen, batches = own
+        return jax.lax.scan(lambda state, rows: step(state, frozen, bucket, rows), state, batches)
 
-    num_batches = -(-num_valid // batch_size)
-    positions = jnp.arange(num_batches * batch_size, dtype=jnp.int32).reshape(num_batches, batch_size)
+    def validate(variables: Variables, bucket: Bucket, data_key: Array, draw_key: Array) -> dict[str, Array]:
+        """Sums of the terms over a bucket."""
+        count = len(bucket.index)
+        num_batches = -(-count // batch_size)
+        batches = jnp.arange(num_batches * batch_size, dtype=jnp.int32).reshape(num_batches, batch_size)
 
-    def close_epoch(own, data):
+        def one(rows):
+            valid = (rows < count).astype(jnp.float32)
+            batch = take(bucket, jnp.minimum(rows, count - 1), valid, data_key, False)
+            _, (means, _) = loss_fn(stage, variables, batch, keys.per_example(draw_key, batch.index), None)
+            return jax.tree.map(lambda mean: mean * valid.sum(), means)
+
+        return jax.tree.map(lambda sums: sums.sum(), jax.lax.map(one, batches))
+
+    def close_epoch(own, buckets):
         """Validates the averaged weights, keeps them when they are the best so far, and counts patience."""
         state, frozen = own
         data_key, draw_key = jax.random.split(keys.stream(state.seed, "valid"))  # the same noise each epoch
         variables = {**state.averaged, "frozen": frozen}
 
-        def one(index):
-            valid = (index < num_valid).astype(jnp.float32)
-            index = jnp.minimum(index, num_valid - 1)
-            batch = take(data, index, valid, data_key, False)
-            _, means = loss_fn(stage, variables, batch, keys.per_example(draw_key, index), None)
-            return jax.tree.map(lambda mean: mean * valid.sum(), means)
-
-        sums = jax.lax.map(one, positions)
-        terms = jax.tree.map(lambda sums: sums.sum() / num_valid, sums)
+        sums = [validate(variables, bucket, data_key, draw_key) for bucket in buckets]
+        num_valid = sum(len(bucket.index) for bucket in buckets)
+        terms = jax.tree.map(lambda *of_buckets: sum(of_buckets) / num_valid, *sums)
         open_ = _open(settings, state.bad_epochs)
         better = open_ & (terms["loss"] < state.best_loss)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.averaged, state.best)
@@ -213,9 +258,9 @@ def make_functions(
     return Functions(
         parallel.jit(lambda seeds: of_init(seeds, ()), mesh),
         parallel.jit(
-            lambda state, frozen, indices, data: of_steps((state, frozen, indices), data), mesh, donate_argnums=0
+            lambda state, frozen, rows, bucket: of_steps((state, frozen, rows), bucket), mesh, donate_argnums=0
         ),
-        parallel.jit(lambda state, frozen, data: of_epoch((state, frozen), data), mesh, donate_argnums=0),
+        parallel.jit(lambda state, frozen, buckets: of_epoch((state, frozen), buckets), mesh, donate_argnums=0),
     )
 
 
@@ -230,20 +275,26 @@ def finished(settings: Any, epochs: int, bad_epochs: Any) -> bool:
 
 
 def compile_stage(
-    stage: Stage, functions: Functions, state: State, frozen: Variables, train: Any, valid: Any, calls: list[np.ndarray]
+    stage: Stage,
+    functions: Functions,
+    state: State,
+    frozen: Variables,
+    train: list[Bucket],
+    valid: list[Bucket],
+    calls: list[tuple[int, np.ndarray]],
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Compiles ahead of time, so that it is told and not hidden in the first epoch's speed.
 
     Returns:
-      train_steps (for the lengths of `calls`) and close_epoch.
+      (state, frozen, number of the bucket, rows) -> what train_steps returns, for the lengths of `calls`; close_epoch.
     """
     began = time.perf_counter()
     place, num_seeds = state.step.sharding, len(state.step)
     compiled = {}
-    for length in {len(call) for call in calls}:
+    for bucket, length in sorted({(bucket, len(call)) for bucket, call in calls}):
         shape = (num_seeds, length, stage.settings.batch_size)
-        indices = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
-        compiled[length] = functions.train_steps.lower(state, frozen, indices, train).compile()
+        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
+        compiled[bucket, length] = functions.train_steps.lower(state, frozen, rows, train[bucket]).compile()
     close_epoch = functions.close_epoch.lower(state, frozen, valid).compile()
     num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"])) // num_seeds
     devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
@@ -251,7 +302,7 @@ def compile_stage(
     seconds = time.perf_counter() - began
     LOGGER.info("%s: %s%s parameters on %s, compiled in %.1f s", stage.name, times, f"{num_params:,}", devices, seconds)
     return (
-        lambda state, frozen, indices, data: compiled[indices.shape[1]](state, frozen, indices, data),
+        lambda state, frozen, bucket, rows: compiled[bucket, rows.shape[1]](state, frozen, rows, train[bucket]),
         close_epoch,
     )
 
@@ -284,9 +335,10 @@ def fit(
     settings, batch_size = stage.settings, stage.settings.batch_size
     mesh = parallel.make_mesh()
     place = parallel.replicated(mesh)
-    num_train, num_valid = num_examples(splits["train"]), num_examples(splits["valid"])
-    per_epoch = steps_per_epoch(stage, num_train)
-    functions = make_functions(stage, task, mesh, num_train, num_valid, seeds_by)
+    train, valid = training_buckets(stage, task, splits), buckets.of_split(task, splits["valid"])
+    counts = [len(bucket.index) for bucket in train]
+    per_epoch = steps_per_epoch(stage, counts)
+    functions = make_functions(stage, task, mesh, counts, seeds_by)
 
     # The state: restored, or new.
     checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
@@ -300,9 +352,8 @@ def fit(
         return state
 
     # The data live on the device; an epoch is a few compiled calls of many steps each.
-    train, valid = ({name: splits[split][name] for name in task.raw} for split in ("train", "valid"))
     train, valid, frozen = jax.device_put((train, valid, frozen), place)
-    calls = np.array_split(np.arange(per_epoch), max(1, round(per_epoch / settings.steps_per_call)))
+    calls = epoch_calls(stage, counts, 0)
     train_steps, close_epoch = compile_stage(stage, functions, state, frozen, train, valid, calls)
 
     log = Log(workdir, stage.name, step, by_seed=len(seeds) > 1)
@@ -327,11 +378,12 @@ def fit(
         while not finished(settings, step // per_epoch, state.bad_epochs):
             began = time.perf_counter()
             open_ = np.broadcast_to(_open(settings, np.asarray(state.bad_epochs)), seeds.shape)
-            indices = epoch_batches(seeds, step // per_epoch, num_train, batch_size)
+            epoch = step // per_epoch
+            rows = [epoch_batches(seeds, epoch, count, batch_size, number) for number, count in enumerate(counts)]
             received: list[dict[str, np.ndarray]] = []
             running: list[tuple[dict[str, Array], int]] = []
-            for call in calls:
-                state, terms = train_steps(state, frozen, jax.device_put(indices[:, call], place), train)
+            for bucket, call in epoch_calls(stage, counts, epoch):
+                state, terms = train_steps(state, frozen, bucket, jax.device_put(rows[bucket][:, call], place))
                 running.append((terms, step))
                 if len(running) > 1:
                     received.append(receive(*running.pop(0), open_))  # the call before, while this one runs
@@ -347,7 +399,7 @@ def fit(
             values["best_loss"] = np.asarray(state.best_loss)[open_]
             for name in received[0]:
                 values[f"train/{name}"] = np.concatenate([part[name] for part in received], 1).mean(1)
-            epoch = step // per_epoch
+            epoch += 1
             for number, seed in enumerate(seeds[open_]):
                 of_seed = {name: float(value[number]) for name, value in sorted(values.items())}
                 log.write(step, {"seed": int(seed), "epoch": epoch, **of_seed}, {"examples_per_second": rate})

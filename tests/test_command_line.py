@@ -57,7 +57,7 @@ def test_every_variant_can_be_trained(name):
             config = module.get_config(",".join([*first, *option, *smoke]))
             task = tasks.make_task(config)
             for stage in task.stages:
-                training.check_settings(stage, 1297 if config.data.source == "digits" else 55_000)
+                training.check_settings(stage, [1297 if config.data.source == "digits" else 55_000])
             assert config.data.source == "digits" or not ("smoke" in option + smoke or "digits" in name)
 
 

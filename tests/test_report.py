@@ -52,15 +52,41 @@ def test_summary_and_examples_are_json():
 def test_the_table_of_measures():
     likelihoods = [result("label", "m cvae", "is", 10, estimate([-3.0, -5.0]))]
     accuracy = measure(np.array([[1.0, 1.0, 0.0]]), "accuracy", "n cvae", None, "image")
-    text = report.text(Findings(likelihoods, [], [], [measure(), accuracy]), Annealing())
+    other = measure(np.array([[2.0, 2.0, 2.0]]), model="n cvae")
+    baseline = measure(np.array([[0.0, 0.0, 1.0]]), "accuracy", "a guess", None, "image")._replace(seeds=())
+    text = report.text(Findings(likelihoods, [], [], [measure(), other, accuracy, baseline]), Annealing())
     before, table = text.split("## What the tasks measure")
     assert cells(before)[2][:2] == ["m cvae", "is"]
-    assert [row for number, row in enumerate(cells(table)) if number != 1] == [
-        ["model", "column", "measure", "value", "of a perfect model"],
-        ["m cvae", "label", NAME, "3.00 ± 1.00, seeds 1.41", "0.6931"],
-        ["n cvae", "image", "accuracy", "0.67 ± 0.33", ""],
+    assert [row for row in cells(table) if not set("".join(row)) <= set("-")] == [
+        ["label", "m cvae", "n cvae", "a perfect model"],
+        [NAME, "3.00 ± 1.00, seeds 1.41", "2.00 ± 0.00", "0.6931"],
+        ["image", "n cvae", "a guess"],
+        ["accuracy", "0.67 ± 0.33", "0.33 ± 0.33"],
     ]
     assert "## What the tasks measure" not in report.text(Findings(likelihoods, [], [], []), Annealing())
+
+
+def test_a_pooled_measure_is_of_sums_with_the_error_of_the_jackknife():
+    """The correlation of 2 x 40 pairs of numbers, each example's share five sums."""
+    x, y = np.random.default_rng(0).normal(size=(2, 2, 40))
+    y = y + x
+    values = np.stack([x, y, x * x, y * y, x * y], -1)
+
+    def correlation(sums):
+        x, y, xx, yy, xy = np.moveaxis(sums, -1, 0) / (40 if np.ndim(sums) == 2 else 39)
+        return (xy - x * y) / np.sqrt((xx - x**2) * (yy - y**2))
+
+    one = measure(values)._replace(pool=correlation)
+    mean, of_seeds = one.mean()
+    each = [np.corrcoef(*both)[0, 1] for both in zip(x, y, strict=True)]
+    without = [
+        np.mean([np.corrcoef(np.delete(a, left), np.delete(b, left))[0, 1] for a, b in zip(x, y, strict=True)])
+        for left in range(40)
+    ]
+    assert mean.value == pytest.approx(np.mean(each)) and of_seeds == pytest.approx(np.std(each, ddof=1))
+    assert mean.standard_error == pytest.approx(np.sqrt(39 / 40 * ((without - np.mean(without)) ** 2).sum()))
+    assert one.summary()["of_seeds"] == pytest.approx(each)
+    assert "pool" not in one.examples() and len(one.examples()["values"]) == 2
 
 
 def test_histograms_of_what_is_no_yes_or_no(tmp_path, monkeypatch):

@@ -22,29 +22,38 @@ PRIORS = ("fixed", "learned")
 def make_model(
     networks: nn.Module,
     look: Callable[[Batch, Variables | None], tuple[PyTree, PyTree]],
-    likelihood: Callable[[Array], Any],
+    likelihood: Callable[[Any], Any],
+    num_factors: int = 0,
 ) -> Model:
-    """A conditional VAE as pure functions.
+    """A conditional VAE as pure functions; one without stochastic units is a deterministic network.
+
+    Batch statistics belong into `encode`, where an example meets them once however many z follow. They are updated
+    in training alone, which networks know by `self.is_mutable_collection("batch_stats")`.
 
     Args:
       networks: with two methods. `encode(x, y)` gives all that does not depend on z; `decode(encoding, keys, proposal,
-        z)` gives the stochastic units, a tuple of Latent, and outputs [batch, ...]. Keys are [batch], z is a tuple of
-        the units' values or None.
+        z)` gives the stochastic units, a tuple of Latent, and outputs [batch, *factors, ...]. Keys are [batch], z is a
+        tuple of the units' values or None.
       look: what the networks see of a batch, and of the earlier stages' variables (None when initialising): x, and y
         or None.
       likelihood: p(y|x,z) given the outputs.
+      num_factors: axes of parts of y and z that are independent given x, behind the batch axis.
     """
 
     def touch_all(module: Any, x: PyTree, y: PyTree, keys: Array) -> Any:
         return module.decode(module.encode(x, y), keys, "prior", None)
 
     def init(key: Array, batch: Batch) -> Variables:
-        return {"params": networks.init(key, *look(batch, None), unused(batch.index), method=touch_all)["params"]}
+        return dict(networks.init(key, *look(batch, None), unused(batch.index), method=touch_all))
+
+    def own(variables: Variables) -> Variables:
+        return {name: tree for name, tree in variables.items() if name != "frozen"}
 
     def encode(variables: Variables, batch: Batch, train: Train | None = None) -> dict[str, Any]:
         x, y = look(batch, variables.get("frozen", {}))
-        encoding: Any = networks.apply({"params": variables["params"]}, x, y, method="encode")
-        return {"networks": encoding, "y": batch.y, "weight": batch.weight}
+        mutable = [] if train is None else [name for name in own(variables) if name != "params"]
+        encoding: Any = networks.apply(own(variables), x, y, method="encode", mutable=mutable)
+        return {"networks": encoding[0], "updates": encoding[1], "y": batch.y, "weight": batch.weight}
 
     def draw(
         variables: Variables,
@@ -54,13 +63,15 @@ def make_model(
         z: Any = None,
         train: Train | None = None,
     ) -> Draw:
-        params = {"params": variables["params"]}
-        result: Any = networks.apply(params, encoding["networks"], keys, proposal, z, method="decode")
+        result: Any = networks.apply(own(variables), encoding["networks"], keys, proposal, z, method="decode")
         units, outputs = result
         p_y = likelihood(outputs)
-        log_p_y = log_likelihood(p_y, encoding["y"], encoding["weight"])
-        log_p_z, log_q_z = sum(unit.log_p_z for unit in units), sum(unit.log_q_z for unit in units)
-        return Draw(tuple(u.z for u in units), log_p_y, log_p_z, log_q_z, tuple(u.kl for u in units), p_y)
+        log_p_y = log_likelihood(p_y, encoding["y"], encoding["weight"], num_factors)
+        nothing = jnp.zeros(keys.shape)  # the densities of no z
+        log_p_z = sum((unit.log_p_z for unit in units[1:]), units[0].log_p_z) if units else nothing
+        log_q_z = sum((unit.log_q_z for unit in units[1:]), units[0].log_q_z) if units else nothing
+        z, kl = tuple(unit.z for unit in units), tuple(unit.kl for unit in units)
+        return Draw(z, log_p_y, log_p_z, log_q_z, kl, p_y, encoding["updates"])
 
     return Model(init, encode, draw)
 
