@@ -11,8 +11,15 @@ from cvae_jax.model import Task
 # split -> name -> array whose first axis counts examples
 Splits = dict[str, dict[str, np.ndarray]]
 
+
+def _rna(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+    from cvae_jax.data import rna  # a program too, `python -m cvae_jax.data.rna`, which must not be imported before
+
+    return rna.load(settings)
+
+
 SPLITS = ("train", "valid", "test")
-SOURCES = {"digits": digits.load, "mnist": mnist.load, "npz": npz.load}
+SOURCES = {"digits": digits.load, "mnist": mnist.load, "npz": npz.load, "rna": _rna}
 
 
 def load(settings: Any, task: Task) -> Splits:

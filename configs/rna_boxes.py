@@ -1,0 +1,73 @@
+"""RNA secondary structure as bounding boxes: p(structure | sequence).
+
+python train.py --config=configs/rna_boxes.py --workdir=runs/rna
+python eval.py --workdir=runs/rna --num_samples=100 --num_examples=400
+
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from cvae_jax.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment for a variant such as "" or "run_1"."""
+    options = common.parse_options(variant, ["debug", "run_1", "run_2", "smoke"], "configs/rna_boxes.py:debug")
+    if len(options & {"debug", "run_1", "run_2"}) > 1:
+        raise UserError("variants debug, run_1 and run_2 exclude each other; choose one")
+    config = common.experiment("rna_boxes", "rna_boxes")
+    config.structures = 2  # of each sequence in a training step, drawn anew from those it has
+    config.measure_samples = 100  # draws of z, for the structures of an example
+    config.mask = 1.0  # weight in training of pixels that are not near a box; log p has 1
+    config.normalise = False  # in training every head's mean instead of its sum, which is no log p
+    config.scalar_sizes = False  # a head of sizes as numbers beside that of classes, in training alone
+    config.buckets = (24, 36, 48)  # lengths; a sequence is padded to the next of them, or to data.max_length
+    config.data = ConfigDict(
+        {
+            "source": "rna",
+            "dir": "",  # of `python -m cvae_jax.data.rna make`; "": sequences are made anew, of these numbers
+            "num_seq": 10_000,
+            "min_len": 10,
+            "max_len": 60,
+            "seed": 0,
+            "num_sample": 10,  # structures kept of each sequence
+            "max_length": 60,  # of any sequence
+        }
+    )
+    config.cvae = common.stage(
+        network="axial",  # or "conv", the seed's
+        filters=(32,) * 3,  # channels, layer by layer
+        width=3,  # of the kernels
+        z="global",  # one for the structure; or "pixel", or "none"
+        prior="learned",  # p(z|x); or "fixed", N(0, I)
+        latent=20,
+        hidden=64,  # of the recognition and the prior network
+        decoder=32,  # of each head
+        batch_size=16,
+        epochs=4,
+        averaging=0.999,
+        steps_per_call=1,  # each call's length is compiled for each bucket; take more on accelerators
+        optimizer={
+            "learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 200, "weight_decay": 0.01, "clip_norm": 100.0
+        },
+    )  # fmt: skip
+    if options & {"debug", "run_1", "run_2"}:  # those of the seed
+        config.structures = 1
+        config.mask = 1.0 if "run_2" in options else 0.1
+        config.normalise = config.scalar_sizes = True
+        config.buckets = (50, 75, 100)
+        config.data.update(num_seq=1000, max_len=100, max_length=200)
+        config.cvae.update(
+            network="conv", filters=(32, 32, 64, 64, 64, 128, 128), width=9, z="pixel", hidden=50, decoder=20,
+            batch_size=20, epochs=50, averaging=0.0,
+            optimizer={"learning_rate": 1e-4, "schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0,
+                       "clip_norm": 0.0},
+        )  # fmt: skip
+    if "debug" in options:
+        config.cvae.update(filters=(16, 16), epochs=2)
+    if "smoke" in options:
+        config.data.update(num_seq=200, max_len=30, max_length=30, num_sample=4)
+        config.buckets = (20,)
+        config.cvae.update(epochs=2, batch_size=10, filters=(16, 16), figure_every=1, optimizer={"warmup_steps": 5})
+    return config

@@ -1,0 +1,1 @@
+"""Secondary structures of RNA: as boxes, from boxes, measured and drawn."""

@@ -1,0 +1,255 @@
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+from test_contract import moved
+
+from configs import rna_boxes
+from cvae_jax import buckets, evaluation, keys, tasks
+from cvae_jax.data import rna
+from cvae_jax.distributions import Bernoulli, Categorical, Joint
+from cvae_jax.errors import UserError
+from cvae_jax.model import Draw, How
+from cvae_jax.networks.pairs import fold, unfold, upper
+from cvae_jax.rna import boxes, folding, measures, prediction
+from cvae_jax.tasks.rna_boxes import training_weights, weights
+
+SEQUENCES = ["GGGAAAACCC", "GGCGAAAGCAAC", "GAGAAAAUCACU"]
+STRUCTURES = ["(((....)))", "((.(...)))..", ".((....))..."]
+MODELS = {
+    "none": {"z": "none"},
+    "global": {"z": "global", "prior": "fixed"},
+    "global, learned": {"z": "global", "prior": "learned"},
+    "pixel": {"z": "pixel", "prior": "fixed"},
+    "pixel, learned": {"z": "pixel", "prior": "learned"},
+    "convolutions": {"z": "pixel", "prior": "learned", "network": "conv"},
+}
+
+
+def small(name, **changes):
+    config = rna_boxes.get_config("smoke")
+    config.buckets = (12,)
+    config.data.update(max_length=16, max_len=16, num_seq=40)
+    config.cvae.update(filters=(8,), latent=3, hidden=8, decoder=8, **MODELS[name])
+    config.update(changes)
+    return config
+
+
+def model_of(name, x=SEQUENCES, y=STRUCTURES, **changes):
+    task = tasks.make_task(small(name, **changes))
+    batch, model = task.observe(x, y), task.stages[0].model
+    return model, moved(jax.jit(model.init)(jax.random.key(0), batch)), batch
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name):
+    contract.check_model(*model_of(name))
+
+
+@pytest.mark.parametrize("name", ["none", "global, learned", "pixel, learned"])
+def test_log_likelihood_against_numpy(name):
+    """Every pixel i < j counts once, and where and how large boxes are only inside of them."""
+    model, variables, batch = model_of(name)
+    drawn = contract.draw(model, contract.richest(model, variables, batch), variables, batch)
+    p_y = {head: np.asarray(unfold(p.logits[:, 0], 1), np.float64) for head, p in drawn.p_y.heads.items()}
+    for row, (sequence, structure) in enumerate(zip(SEQUENCES, STRUCTURES, strict=True)):
+        found = boxes.boxes_of(boxes.parse(structure)[0])
+        wanted = {head: np.asarray(values) for head, values in boxes.targets(jnp.asarray(found), 12).items()}
+        total = 0.0
+        for i in range(len(sequence)):
+            for j in range(i + 1, len(sequence)):
+                on, logits = wanted["on"][i, j], p_y["on"][row, i, j]
+                total += special.log_expit(np.where(on, logits, -logits)).sum()
+                for head, kinds in (("location", (0, 0, 1, 1, 2, 2)), ("size", (0, 1, 1, 2))):
+                    for output, kind in enumerate(kinds):
+                        if on[kind]:
+                            right = wanted[head][i, j, output]
+                            total += special.log_softmax(p_y[head][row, i, j, output])[right]
+        np.testing.assert_allclose(drawn.log_p_y[row].sum(), total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["none", "global, learned", "pixel, learned", "convolutions"])
+def test_a_longer_bucket_changes_nothing(name):
+    """Padding counts nowhere: not in log p(y|x,z), not in the densities of z, not in the KL."""
+    model, variables, batch = model_of(name)
+    longer = tasks.make_task(small(name, buckets=())).observe(SEQUENCES, STRUCTURES)
+    assert (batch.x["sequence"].shape[1], longer.x["sequence"].shape[1]) == (12, 16)
+    short, long = (contract.draw(model, "prior_mean", variables, one) for one in (batch, longer))
+    for of in (
+        lambda draw: draw.log_p_y.reshape(3, -1).sum(1),
+        lambda draw: jnp.nan_to_num(draw.log_p_z).reshape(3, -1).sum(1),
+        lambda draw: jnp.nan_to_num(draw.log_q_z).reshape(3, -1).sum(1),
+        lambda draw: sum(leaf.reshape(3, -1).sum(1) for leaf in jax.tree.leaves(draw.kl)) + jnp.zeros(3),
+    ):
+        np.testing.assert_allclose(of(short), of(long), rtol=1e-4, atol=1e-4)
+
+
+def test_structures_of_one_sequence_are_factors():
+    """Each structure of a batch has the densities that it has by itself, and the batch counts them all."""
+    task = tasks.make_task(small("global, learned", structures=3))
+    model = task.stages[0].model
+    arrays = rna.fit(rna.make(12, 10, 12, 4, seed=0)["train"], 16, 4)
+    raw = {name: jnp.asarray(arrays[name]) for name in task.raw}
+    index = jnp.arange(len(raw["length"]))
+    batch = task.batch(raw, index, jnp.ones(len(index)), keys.per_example(jax.random.key(0), index), True)
+    np.testing.assert_array_equal(batch.valid, 3)
+    variables = moved(model.init(jax.random.key(0), batch))
+    together = contract.draw(model, "prior_mean", variables, batch)
+    assert together.log_p_y.shape == (len(index), 3) and together.kl[0].shape == (len(index), 3, 3)
+    for number in range(3):
+        one = jax.tree.map(
+            lambda leaf, n=number: leaf[:, n : n + 1] if leaf.shape[1] == 3 else leaf, (batch.y, batch.weight)
+        )
+        alone = contract.draw(model, "prior_mean", variables, batch._replace(y=one[0], weight=one[1]))
+        np.testing.assert_allclose(alone.log_p_y[:, 0], together.log_p_y[:, number], rtol=1e-5)
+        np.testing.assert_allclose(alone.kl[0][:, 0], together.kl[0][:, number], rtol=1e-4, atol=1e-5)
+    # They are among the sequence's own four.
+    own = np.asarray(boxes.targets(raw["boxes"], 16)["on"])
+    for row in range(len(index)):
+        for number in range(3):
+            seen = np.asarray(unfold(batch.y["on"][row, number], 0))
+            assert any((seen == one).all() for one in own[row, : int(raw["count"][row])])
+
+
+def test_training_weights_against_numpy():
+    found = jnp.asarray(boxes.boxes_of(boxes.parse("((((....))))" + 28 * ".")[0]))[None, None]
+    y = boxes.targets(found, 40)
+    y["on"] = y["on"].astype(jnp.float32)
+    live = upper(jnp.arange(40)[None] < 38).astype(jnp.float32)
+    on = np.asarray(y["on"][0, 0])
+    plain = weights(y, live)
+    np.testing.assert_array_equal(plain["on"][0, 0, ..., 0], live[0])
+    np.testing.assert_array_equal(plain["size"][0, 0], on[..., [0, 1, 1, 2]])
+    assert not plain["scalar"].any()
+    soft = training_weights(y, live, 0.25, False)
+    for kind in range(3):
+        inside = np.argwhere(on[..., kind])
+        for i, j in np.ndindex(40, 40):
+            near = len(inside) > 0 and (np.abs(inside - [i, j]).max(1) <= 10).any()
+            assert soft["on"][0, 0, i, j, kind] == live[0, i, j] * (1 if near else 0.25)
+    np.testing.assert_array_equal(soft["scalar"], soft["size"])
+    # Each head is the mean of its elements, times the number of valid pixels.
+    normal = training_weights(y, live, 1.0, True)
+    np.testing.assert_allclose(normal["on"].sum() * 3, live.sum(), rtol=1e-5)
+    for name in ("location", "size", "scalar"):
+        np.testing.assert_allclose(normal[name].sum(), live.sum(), rtol=1e-5)
+
+
+def certain(found, side):
+    """A draw whose likelihood is certain of these boxes, int [k, 5]."""
+    y = boxes.targets(jnp.asarray(found)[None, None], side)
+    one_hot = {name: jax.nn.one_hot(y[name], classes) for name, classes in (("location", 12), ("size", 11))}
+    heads = {name: Categorical(100 * fold(hot, 2)) for name, hot in one_hot.items()}
+    heads["on"] = Bernoulli(fold(200 * y["on"].astype(jnp.float32) - 100, 2))
+    return Draw((), None, jnp.zeros(1), jnp.zeros(1), (), Joint(heads))
+
+
+@pytest.mark.parametrize(
+    "structure", ["((((..((...))..))))....", "((.((....)).))...((...))", ".(((...((((....)))).)))."]
+)
+def test_boxes_and_pairs_of_a_certain_model_are_the_truth(structure):
+    pairs = boxes.parse(structure)[0]
+    found, side = boxes.boxes_of(pairs), len(structure) + len(structure) % 2
+    answers = prediction.answers(certain(found, side))
+    merged = folding.merge(np.asarray(answers["codes"]), np.asarray(answers["votes"]), side)
+    assert {tuple(box) for box in merged.boxes.tolist()} == {tuple(box) for box in found.tolist()}
+    # A pixel that two internal loops share speaks for one of them.
+    shared = boxes.shared_pixels(found)
+    np.testing.assert_allclose(merged.probability, 1, atol=1e-5 if not shared else 0.2)
+    assert {tuple(pair) for pair in np.argwhere(answers["pairs"][0] > 0.5).tolist()} == {
+        tuple(p) for p in pairs.tolist()
+    }
+    np.testing.assert_array_equal(folding.assemble(*merged, len(structure)), pairs)
+
+
+def test_measures_of_a_model_and_of_baselines():
+    model, variables, batch = model_of("global, learned")
+    of = measures.measures(num_samples=6)
+    found = of.of_batch(model, variables, batch, How(False, True, "prior"), jax.random.key(0))
+    for name, values in found.items():
+        assert len(values) == 3, name
+        assert (values.ndim == 2) == (name in of.pooled), name
+    assert set(of.pooled) < set(found)
+    exact = [folding.ensemble(sequence).probabilities for sequence in SEQUENCES]
+    baselines = of.baselines(batch)
+    mfe = baselines["MFE of ViennaRNA"]
+    assert set(mfe) < set(found)
+    matrices = []
+    for sequence in SEQUENCES:
+        matrices.append(np.zeros((len(sequence), len(sequence))))
+        for i, j in folding.ensemble(sequence).mfe:
+            matrices[-1][i, j] = 1
+    a, b = (np.concatenate([one[np.triu_indices(len(one), 1)] for one in some]) for some in (matrices, exact))
+    assert of.pooled[measures.CORRELATION](mfe[measures.CORRELATION].sum(0)) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert of.pooled[measures.ERROR](mfe[measures.ERROR].sum(0)) == pytest.approx(np.abs(a - b).mean())
+    drawn = next(values for name, values in baselines.items() if "samples" in name)
+    assert (drawn[measures.GED.format("E[y|x,z]")] < 0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (["GGGAAXACCC"], None, "'X' at position 6"),
+        (["G" * 17], None, "17 bases, more than the 16"),
+        (["GGGAAAACCC"], ["((....)))."], "closes nothing"),
+        (["GGGAAAACCC"], ["(((...)))"], "each pair of one length"),
+        ([""], None, "empty"),
+    ],
+)
+def test_what_cannot_be_observed_is_named(x, y, says):
+    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+        tasks.make_task(small("none")).observe(x, y)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("mask", 1.5, "mask=1.5 must be between 0 and 1"),
+        ("buckets", (11,), "buckets=.* must be even"),
+        ("structures", 0, "structures=0 must be at least 1"),
+        ("cvae.z", "line", "cvae.z='line' is not known; choose from none, global, pixel"),
+        ("cvae.filters", (8, 16), "one multiple of 8 throughout"),
+        ("cvae.network", "lstm", "choose from conv, axial"),
+        ("data.max_length", 15, "must be even"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(key, value, says):
+    config = small("none")
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=says):
+        tasks.make_task(config)
+
+
+def test_buckets_hold_every_example_once_in_arrays_of_their_size():
+    task = tasks.make_task(small("none"))
+    arrays = rna.fit(rna.make(60, 5, 16, 4, seed=1)["train"], 16, 4)
+    parts = buckets.of_split(task, arrays)
+    assert [part.arrays["sequence"].shape[1] for part in parts] == [12, 16]
+    assert (parts[0].arrays["length"] <= 12).all() and (parts[1].arrays["length"] > 12).all()
+    together = np.concatenate([part.index for part in parts])
+    np.testing.assert_array_equal(np.sort(together), np.arange(len(arrays["length"])))
+    for part in parts:
+        np.testing.assert_array_equal(part.arrays["length"], arrays["length"][part.index])
+        width = part.arrays["sequence"].shape[1]
+        np.testing.assert_array_equal(part.arrays["sequence"], arrays["sequence"][part.index, :width])
+        assert not arrays["boxes"][part.index][:, :, part.arrays["boxes"].shape[2] :].any()
+    # Too few of them for a batch join the larger ones, and too few of the largest the others.
+    many = len(parts[0].index) + 1
+    (joined,) = buckets.of_split(task, arrays, many)
+    assert joined.arrays["sequence"].shape[1] == 16
+    np.testing.assert_array_equal(joined.index, np.arange(len(arrays["length"])))
+    few = {name: array[np.r_[:0, parts[0].index, parts[1].index[:2]]] for name, array in arrays.items()}
+    (joined,) = buckets.of_split(task, few, 3)
+    assert len(joined.index) == many + 1 and joined.arrays["sequence"].shape[1] == 16
+
+
+def test_evaluation_gives_examples_back_in_the_order_of_the_split():
+    task = tasks.make_task(small("none"))
+    arrays = rna.fit(rna.make(40, 5, 16, 4, seed=2)["train"], 16, 4)
+    found = [(np.asarray(batch.x["length"]), valid) for batch, valid in evaluation.batches(task, arrays, 0)]
+    positions = [np.asarray(batch.index)[:valid] for batch, valid in evaluation.batches(task, arrays, 0)]
+    assert len(found) == 2
+    np.testing.assert_array_equal(evaluation._joined(found, np.concatenate(positions)), arrays["length"])
