@@ -1,8 +1,16 @@
-"""RNA secondary structure as bounding boxes: p(structure | sequence).
+"""Secondary structure of RNA as bounding boxes: p(stems, internal loops and hairpins at every pixel | sequence).
 
-python train.py --config=configs/rna_boxes.py --workdir=runs/rna
-python eval.py --workdir=runs/rna --num_samples=100 --num_examples=400
+python -m cvae_jax.data.rna make --min_len=10 --max_len=60 --num_seq=11000 --num_sample=10 --valid_share=0.05 \
+  --test_share=0.05 --out=FOLDER
+python train.py --config=configs/rna_boxes.py --workdir=runs/rna --config.data.dir=FOLDER
+python eval.py --workdir=runs/rna --num_examples=200
+python -m cvae_jax.rna --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
 
+Without `data.dir` the sequences are made anew at each start. Keys to compare: `--config.cvae.z=global`, `pixel` or
+`none`, `--config.cvae.prior=learned` or `fixed`. The README has the figures to expect.
+Variants: `:debug`, `:run_1` and `:run_2` are the networks and runs of the seed: z of each pixel, sequences up to 100,
+heads as means, weight 0.1 for pixels that are not near boxes (run_2: 1); these take a GPU but for `:debug`. `:smoke` is
+the experiment in seconds.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mask = 1.0  # weight in training of pixels that are not near a box; log p has 1
     config.normalise = False  # in training every head's mean instead of its sum, which is no log p
     config.scalar_sizes = False  # a head of sizes as numbers beside that of classes, in training alone
-    config.buckets = (24, 36, 48)  # lengths; a sequence is padded to the next of them, or to data.max_length
+    config.buckets = (24, 36, 48, 60, 80)  # lengths; a sequence is padded to the next of them, or to data.max_length
     config.data = ConfigDict(
         {
             "source": "rna",
@@ -32,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "max_len": 60,
             "seed": 0,
             "num_sample": 10,  # structures kept of each sequence
-            "max_length": 60,  # of any sequence
+            "max_length": 100,  # of any sequence, those of other data too that the model is measured on
         }
     )
     config.cvae = common.stage(
@@ -68,6 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cvae.update(filters=(16, 16), epochs=2)
     if "smoke" in options:
         config.data.update(num_seq=200, max_len=30, max_length=30, num_sample=4)
-        config.buckets = (20,)
-        config.cvae.update(epochs=2, batch_size=10, filters=(16, 16), figure_every=1, optimizer={"warmup_steps": 5})
+        config.buckets = ()
+        config.measure_samples = 10
+        config.cvae.update(epochs=2, batch_size=10, filters=(16,), figure_every=1, optimizer={"warmup_steps": 5})
     return config

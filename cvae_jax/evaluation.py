@@ -332,7 +332,7 @@ def _open(workdir: str, split: str, data_dir: str | None) -> Run:
     if data_dir is not None:
         config.data.dir = data_dir
     try:
-        arrays = data.load(config.data, task)[split]
+        arrays = data.of(data.load(config.data, task), split)
     except UserError as error:
         raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
     fingerprint = experiment.fingerprint(task, {split: arrays})[split]

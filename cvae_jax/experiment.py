@@ -129,6 +129,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     task = tasks.make_task(config)
     splits = data.load(config.data, task)
+    for needed in ("train", "valid"):
+        data.of(splits, needed)
     for stage in task.stages:
         of_training = training.training_buckets(stage, task, splits)
         training.check_settings(stage, [len(bucket.index) for bucket in of_training])

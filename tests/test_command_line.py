@@ -18,6 +18,7 @@ SMOKE = [  # as a user starts them
     "mnist_quadrants.py:3,strong,smoke",
     "mnist_vae.py:2d,smoke",
     "mnist_image.py:superres,smoke",
+    "rna_boxes.py:smoke",
 ]
 
 
@@ -40,6 +41,13 @@ def trained(tmp_path_factory):
     return workdirs
 
 
+OFFLINE = ("digits", "rna")
+
+
+def num_train(data):
+    return data.num_seq * 8 // 10 if data.source == "rna" else {"mnist": 55_000, "digits": 1297}[data.source]
+
+
 CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
 
 
@@ -57,8 +65,8 @@ def test_every_variant_can_be_trained(name):
             config = module.get_config(",".join([*first, *option, *smoke]))
             task = tasks.make_task(config)
             for stage in task.stages:
-                training.check_settings(stage, [1297 if config.data.source == "digits" else 55_000])
-            assert config.data.source == "digits" or not ("smoke" in option + smoke or "digits" in name)
+                training.check_settings(stage, [num_train(config.data)])
+            assert config.data.source in OFFLINE or not ("smoke" in option + smoke or "digits" in name)
 
 
 @pytest.mark.parametrize("config", SMOKE)

@@ -20,11 +20,9 @@ SEQUENCES = ["GGGAAAACCC", "GGCGAAAGCAAC", "GAGAAAAUCACU"]
 STRUCTURES = ["(((....)))", "((.(...)))..", ".((....))..."]
 MODELS = {
     "none": {"z": "none"},
-    "global": {"z": "global", "prior": "fixed"},
     "global, learned": {"z": "global", "prior": "learned"},
-    "pixel": {"z": "pixel", "prior": "fixed"},
-    "pixel, learned": {"z": "pixel", "prior": "learned"},
-    "convolutions": {"z": "pixel", "prior": "learned", "network": "conv"},
+    "pixel, fixed": {"z": "pixel", "prior": "fixed"},
+    "pixel, learned": {"z": "pixel", "prior": "learned", "network": "conv"},
 }
 
 
@@ -40,7 +38,16 @@ def small(name, **changes):
 def model_of(name, x=SEQUENCES, y=STRUCTURES, **changes):
     task = tasks.make_task(small(name, **changes))
     batch, model = task.observe(x, y), task.stages[0].model
-    return model, moved(jax.jit(model.init)(jax.random.key(0), batch)), batch
+    return model, gentle(moved(jax.jit(model.init)(jax.random.key(0), batch))), batch
+
+
+def gentle(variables):
+    """With outputs that depend on z a little only: hundreds of pixels tell so much of it that no sample would fit."""
+    touched = ("generation_z", "generation_scale", "recognition_out")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * (0.03 if any(name in jax.tree_util.keystr(path) for name in touched) else 1),
+        variables,
+    )
 
 
 @pytest.mark.usefixtures("compiled_quickly")
@@ -49,7 +56,7 @@ def test_contract(name):
     contract.check_model(*model_of(name))
 
 
-@pytest.mark.parametrize("name", ["none", "global, learned", "pixel, learned"])
+@pytest.mark.parametrize("name", [*MODELS])
 def test_log_likelihood_against_numpy(name):
     """Every pixel i < j counts once, and where and how large boxes are only inside of them."""
     model, variables, batch = model_of(name)
@@ -71,7 +78,7 @@ def test_log_likelihood_against_numpy(name):
         np.testing.assert_allclose(drawn.log_p_y[row].sum(), total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["none", "global, learned", "pixel, learned", "convolutions"])
+@pytest.mark.parametrize("name", [*MODELS])
 def test_a_longer_bucket_changes_nothing(name):
     """Padding counts nowhere: not in log p(y|x,z), not in the densities of z, not in the KL."""
     model, variables, batch = model_of(name)
@@ -186,7 +193,7 @@ def test_measures_of_a_model_and_of_baselines():
     assert of.pooled[measures.CORRELATION](mfe[measures.CORRELATION].sum(0)) == pytest.approx(np.corrcoef(a, b)[0, 1])
     assert of.pooled[measures.ERROR](mfe[measures.ERROR].sum(0)) == pytest.approx(np.abs(a - b).mean())
     drawn = next(values for name, values in baselines.items() if "samples" in name)
-    assert (drawn[measures.GED.format("E[y|x,z]")] < 0.1).all()
+    assert (drawn[measures.GED.format("mean y")] < 0.1).all()
 
 
 @pytest.mark.parametrize(

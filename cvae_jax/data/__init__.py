@@ -66,6 +66,17 @@ def _check(where: str, name: str, found: np.ndarray, wanted: Any) -> None:
     )
 
 
+def of(splits: Splits, name: str) -> dict[str, np.ndarray]:
+    """The arrays of one split.
+
+    Raises:
+      UserError: where the data have no such split.
+    """
+    if name not in splits:
+        raise UserError(f"the data have no split {name!r}, only {', '.join(splits)}; add it, or name another")
+    return splits[name]
+
+
 def num_examples(arrays: dict[str, np.ndarray]) -> int:
     """Number of examples in the arrays of a split."""
     return len(next(iter(arrays.values())))

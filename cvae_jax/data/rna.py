@@ -176,14 +176,14 @@ def _check_numbers(
 
 def _sizes(number: int, valid_share: float, test_share: float) -> dict[str, int]:
     """How many of a number of sequences are in each split; a share above 0 gets at least one of them."""
-    if not (valid_share >= 0 and test_share >= 0 and valid_share + test_share < 1):
-        raise UserError(f"valid_share={valid_share} and test_share={test_share} must be at least 0, below 1 together")
+    if not (valid_share >= 0 and test_share >= 0 and valid_share + test_share <= 1):
+        raise UserError(f"valid_share={valid_share} and test_share={test_share} must be at least 0, at most 1 together")
     sizes = {
         split: max(1, round(share * number)) if share else 0
         for split, share in (("valid", valid_share), ("test", test_share))
     }
     sizes["train"] = number - sum(sizes.values())
-    if sizes["train"] < 1:
+    if sizes["train"] < (valid_share + test_share < 1):
         raise UserError(f"{number} sequences leave none for training; take more, or set valid_share and test_share")
     return sizes
 

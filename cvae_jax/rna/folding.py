@@ -143,8 +143,8 @@ def assemble(
 ) -> np.ndarray:
     """The pairs of a valid structure made of stem boxes: `assemble_pairs` of the pairs that the stems hold.
 
-    A pair has the probability of its most probable stem. Boxes of other types, and pairs outside the matrix, have no
-    say.
+    Stems that share a pair exclude each other, so its probability is the sum of theirs, at most 1. Boxes of other
+    types, and pairs outside the matrix, have no say.
 
     Args:
       boxes: integers [k, 5].
@@ -161,8 +161,8 @@ def assemble(
     i, j = x0[which] + step, (y0 + wy - 1)[which] - step  # from the top right corner, down the anti-diagonal
     inside = (i >= 0) & (i < length) & (j >= 0) & (j < length)
     probabilities = np.zeros((length, length))
-    np.maximum.at(probabilities, (i[inside], j[inside]), probability[stem][which][inside])
-    return assemble_pairs(probabilities, sequence, gamma)
+    np.add.at(probabilities, (i[inside], j[inside]), probability[stem][which][inside])
+    return assemble_pairs(np.minimum(probabilities, 1), sequence, gamma)
 
 
 def assemble_pairs(probabilities: np.ndarray, sequence: str | None = None, gamma: float = 1.0) -> np.ndarray:

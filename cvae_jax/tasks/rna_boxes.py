@@ -160,7 +160,7 @@ def make_task(config: Any) -> Task:
         }
 
     return Task(
-        column=f"RNA up to {side}",
+        column="RNA boxes",
         protocol="dense boxes, one structure a sequence",
         raw={
             "sequence": jax.ShapeDtypeStruct((side,), np.int8),

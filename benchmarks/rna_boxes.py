@@ -1,0 +1,406 @@
+"""A training step of configs/rna_boxes.py: against PyTorch, and with buckets of lengths against padding to the longest.
+
+python benchmarks/rna_boxes.py [--only=pytorch|buckets] [--rounds=5] [--steps=8] [--length=60] [--filters=16,16]
+    [--width=9] [--batch_size=20] [--min_len=10] [--buckets=24,36,48,60] [--num_seq=400]
+
+PyTorch: the seed's network and loss, those of `:debug` with the scalar head, z of each pixel and the fixed prior; one
+structure of each sequence, all sequences of one length. A step is forward, backward and Adam. Ours is `train_steps` as
+training calls it, and makes the targets and their weights from boxes on the device, of a structure drawn anew. PyTorch
+gets the same sequences' batches ready made: tiled letters, what the recognition network sees of y, targets, weights
+and which of them count, of upper-triangle pixels alone. It takes the faster of two memory formats, found by a trial.
+First of all, with our weights in PyTorch's network and z at the posterior's mean, the losses of one batch and each
+parameter's gradients must agree within 1e-3; else nothing is timed, and the exit code is 1.
+
+Buckets: the config's own network, z for the whole structure. The time of a step in each bucket, weighted by the share
+of lengths from min_len to the last bucket's, all equally likely, against a step at the last.
+
+Contenders take turns; medians over the rounds, and of the ratios taken round by round: above 1, ours is the faster.
+All run in this process on the cores that it may use. The machine should have nothing else to do.
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import rna_boxes
+from cvae_jax import keys, parallel, tables, tasks, training
+from cvae_jax.data import rna
+from cvae_jax.distributions import MAX_LOG_SCALE
+from cvae_jax.errors import UserError
+from cvae_jax.model import Batch, Train, Variables
+from cvae_jax.networks.box_cvae import HEADS
+from cvae_jax.networks.pairs import unfold
+
+TOLERANCE = 1e-3  # relative, of the loss and of each parameter's gradient
+BATCHES = 4  # that take turns
+PAUSE = 0.2  # seconds between contenders: threads that wait for work keep cores busy for a while
+EPOCHS = 1000  # more than are run, so that the schedule has room for its warm-up
+
+
+class Trainer:
+    """The compiled training steps of a config on these raw arrays, by bucket, as `training.fit` calls them."""
+
+    def __init__(self, config: Any, arrays: dict[str, np.ndarray]):
+        config.cvae.epochs = EPOCHS
+        self.task = tasks.make_task(config)
+        (self.stage,) = self.task.stages
+        found = training.training_buckets(self.stage, self.task, {"train": arrays})
+        self.limits = [bucket.arrays["sequence"].shape[1] for bucket in found]
+        counts, seeds = [len(bucket.index) for bucket in found], np.array([config.seed], np.int32)
+        batch_size, mesh = self.stage.settings.batch_size, parallel.make_mesh()
+        training.check_settings(self.stage, counts)
+        functions = training.make_functions(self.stage, self.task, mesh, counts)
+        self.place = parallel.replicated(mesh)
+        self.buckets = jax.device_put(found, self.place)
+        self.rows = [training.epoch_batches(seeds, 0, count, batch_size, place) for place, count in enumerate(counts)]
+        self.state = functions.init(jax.device_put(seeds, self.place))
+        self.compiled = [
+            functions.train_steps.lower(self.state, {}, jax.device_put(rows[:, :1], self.place), bucket).compile()
+            for rows, bucket in zip(self.rows, self.buckets, strict=True)
+        ]
+
+    def variables(self) -> Variables:
+        """Of the one seed; a copy, because training gives its state's memory away."""
+        return jax.tree.map(lambda leaf: leaf[0], self.state.variables)
+
+    def batch(self, number: int) -> Batch:
+        """A batch of the first bucket's rows, as a step makes it."""
+        index = self.rows[0][0, number]
+        raw = {name: array[index] for name, array in self.buckets[0].arrays.items()}
+        examples = keys.per_example(jax.random.key(number), jnp.asarray(index))
+        return jax.jit(self.task.batch, static_argnums=4)(raw, index, jnp.ones(len(index)), examples, True)
+
+    def run(self, bucket: int, steps: int) -> None:
+        """Steps one after the other; each one's terms are fetched while the next runs."""
+        waiting = None
+        for number in range(steps):
+            rows = self.rows[bucket][:, [number % self.rows[bucket].shape[1]]]
+            rows = jax.device_put(rows, self.place)
+            self.state, terms = self.compiled[bucket](self.state, {}, rows, self.buckets[bucket])
+            jax.device_get(waiting)
+            waiting = terms
+        jax.block_until_ready((self.state, waiting))
+
+    def at_mean(self, variables: Variables, batch: Batch) -> tuple[jax.Array, Any]:
+        """The loss of training, with z at the posterior's mean, and its gradient."""
+        model = self.stage.model
+
+        def draw(variables: Variables, encoding: Any, noise: Any, proposal: Any, z: Any = None, train: Any = None):
+            return model.draw(variables, encoding, noise, "given", (encoding["networks"]["posterior"].mean,), train)
+
+        stage = self.stage._replace(model=model._replace(draw=draw))
+        unused = keys.unused(batch.index)
+        train = Train(unused, jnp.zeros((), jnp.int32))
+
+        def loss(params: Any) -> jax.Array:
+            return training.loss_fn(stage, {**variables, "params": params, "frozen": {}}, batch, unused, train)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+
+class InTorch:
+    """PyTorch's training steps of the same network, on batches that are ready made."""
+
+    def __init__(self, torch: Any, settings: Any, heads: list[str], batches: list[dict[str, np.ndarray]], width: int):
+        self.torch, self.settings = torch, settings.optimizer
+        torch.set_num_threads(num_threads())
+        self.network = network(torch, settings, heads, width)
+        self.given = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
+
+    def run(self, steps: int) -> None:
+        """Steps one after the other."""
+        for number in range(steps):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.network(self.given[number % len(self.given)]).backward()
+            self.optimizer.step()
+
+    def use(self, memory: str) -> None:
+        """Lays images and kernels out so, and begins with a new optimiser, whose moments lie as the kernels do."""
+        memory_format = getattr(self.torch, memory)
+        self.network.to(memory_format=memory_format)
+        for batch in self.given:
+            batch["letters"] = batch["letters"].contiguous(memory_format=memory_format)
+        rate, epsilon = self.settings.learning_rate, self.settings.epsilon
+        self.optimizer = self.torch.optim.Adam(self.network.parameters(), rate, eps=epsilon, fused=True)
+
+    def choose(self, steps: int) -> str:
+        """The faster memory format, which is used from then on."""
+        took: dict[str, float] = {}
+        for memory in ("contiguous_format", "channels_last") * 2:
+            self.use(memory)
+            self.run(2)
+            took[memory] = min(took.get(memory, float("inf")), seconds(lambda: self.run(steps)))
+        best = min(took, key=lambda memory: took[memory])
+        self.use(best)
+        return best
+
+
+def network(torch: Any, settings: Any, heads: list[str], width: int) -> Any:
+    """The network as a PyTorch module, from a batch of `given` to its loss.
+
+    Args:
+      torch: the module, which is imported only where this is compared.
+      settings: of the stage.
+      heads: those of the likelihood.
+      width: of what the recognition network sees of y.
+    """
+    nn, functional = torch.nn, torch.nn.functional
+    latent, decoder, channels = settings.latent, settings.decoder, settings.filters[-1]
+
+    def mlp(inputs: int, hidden: int, outputs: int) -> Any:
+        return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, outputs))
+
+    class BoxCVAE(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = []
+            for inputs, outputs in itertools.pairwise((8, *settings.filters)):
+                layers.append(nn.Conv2d(inputs, outputs, settings.width, padding="same", bias=False))
+                layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            self.tower = nn.Sequential(*layers)
+            self.recognition = mlp(channels + width, settings.hidden, 2 * latent)
+            of_heads = {name: mlp(channels + latent, decoder, HEADS[name][0] * HEADS[name][1]) for name in heads}
+            self.generation = nn.ModuleDict(of_heads)
+
+        def forward(self, given: dict[str, Any], noise: bool = True) -> Any:
+            """Negative ELBO, nats a structure; without noise z is the posterior's mean."""
+            images = self.tower(given["letters"]).flatten(2)
+            features = images.index_select(2, given["pixels"]).transpose(1, 2)
+            mean, log_scale = self.recognition(torch.cat([features, given["seen"]], -1)).chunk(2, -1)
+            log_scale = MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
+            scale = log_scale.exp()
+            loss = (0.5 * (scale**2 + mean**2 - 1) - log_scale).sum()
+            z = torch.addcmul(mean, scale, torch.randn_like(mean)) if noise else mean
+            told = torch.cat([features, z], -1)
+            for name, head in self.generation.items():
+                outputs, target, weight = head(told), given[f"{name}/target"], given[f"{name}/weight"]
+                if name == "on":
+                    loss = loss + functional.binary_cross_entropy_with_logits(outputs, target, weight, reduction="sum")
+                    continue
+                # One row for each element of y; those in boxes count.
+                outputs = outputs.reshape(-1, HEADS[name][1]).index_select(0, given[f"{name}/inside"])
+                if name == "scalar":
+                    each = 0.5 * (outputs[:, 0] - target) ** 2 + 0.5 * np.log(2 * np.pi)
+                else:
+                    each = functional.cross_entropy(outputs, target, reduction="none")
+                loss = loss + each @ weight
+            return loss / len(given["letters"])
+
+    return BoxCVAE()
+
+
+def converted(params: dict[str, Any], heads: list[str]) -> dict[str, np.ndarray]:
+    """Our parameters, or their gradients, by PyTorch's names."""
+    found: dict[str, Any] = {}
+    tower = params["of_pairs"]
+    for number in range(len(tower) // 2):
+        found[f"tower.{3 * number}.weight"] = tower[f"Conv_{number}"]["kernel"].transpose(3, 2, 0, 1)
+        norm = tower[f"BatchNorm_{number}"]
+        found |= {f"tower.{3 * number + 1}.weight": norm["scale"], f"tower.{3 * number + 1}.bias": norm["bias"]}
+    layers = {"recognition": ("recognition_x", "recognition_y", "recognition_out")}
+    for name in heads:
+        layers[f"generation.{name}"] = (f"generation_x_{name}", f"generation_z_{name}", f"generation_out_{name}")
+    for name, (of_x, of_other, of_out) in layers.items():
+        # A layer of two inputs side by side has both kernels in one.
+        both = jnp.concatenate([params[of_x]["kernel"], params[of_other]["kernel"]])
+        found |= {f"{name}.0.weight": both.T, f"{name}.0.bias": params[of_x]["bias"]}
+        found |= {f"{name}.2.weight": params[of_out]["kernel"].T, f"{name}.2.bias": params[of_out]["bias"]}
+    return {name: np.array(array) for name, array in found.items()}
+
+
+def given(batch: Batch, heads: list[str]) -> dict[str, np.ndarray]:
+    """A batch as arrays for PyTorch, all that does not depend on weights made ready; structures are one a sequence."""
+    letters = np.eye(5, dtype=np.float32)[np.asarray(batch.x["sequence"])][..., 1:]  # N and padding are 0
+    size, length = letters.shape[:2]
+    shape = (size, length, length, 4)
+    tiled = np.concatenate([np.broadcast_to(letters[:, :, None], shape), np.broadcast_to(letters[:, None], shape)], -1)
+    i, j = np.triu_indices(length, 1)
+
+    def pixels(folded: jax.Array) -> np.ndarray:
+        return np.array(unfold(folded[:, 0], 1))[:, i, j]
+
+    arrays = {"letters": tiled.transpose(0, 3, 1, 2).copy(), "pixels": i * length + j}
+    y = {name: pixels(batch.y[name]) for name in heads}
+    weight = {name: pixels(batch.weight[name]) for name in heads}
+    seen = []
+    for name in heads:
+        _, classes, types = HEADS[name]
+        on = y["on"][..., types]
+        if name == "on":
+            seen.append(on)
+            arrays |= {"on/target": y["on"], "on/weight": np.broadcast_to(weight["on"], on.shape).copy()}
+            continue
+        of_head = y[name] / 10 * on if name == "scalar" else np.eye(classes)[y[name]] * on[..., None]
+        seen.append(of_head.reshape(*on.shape[:2], -1))
+        inside = np.flatnonzero(on)
+        target = y[name].reshape(-1)[inside]
+        arrays[f"{name}/inside"] = inside
+        arrays[f"{name}/target"] = target if name == "scalar" else target.astype(np.int64)
+        arrays[f"{name}/weight"] = weight[name].reshape(-1)[inside]
+    return {**arrays, "seen": np.concatenate(seen, -1).astype(np.float32)}
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Of the second array from the first, relative to its norm."""
+    apart = np.linalg.norm(first - second)
+    return float(apart / np.linalg.norm(first)) if apart else 0.0
+
+
+def num_threads() -> int:
+    """Cores this process may run on: restrict them with taskset, and all contenders follow."""
+    return len(os.sched_getaffinity(0))
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """One call."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def rounds_of(contenders: list[Callable[[int], None]], rounds: int, steps: int) -> np.ndarray:
+    """Milliseconds of a step, [rounds, contenders], which take turns."""
+    taken = np.zeros((rounds, len(contenders)))
+    for one in contenders:
+        one(2)
+    for row, column in itertools.product(range(rounds), range(len(contenders))):
+        time.sleep(PAUSE)
+        taken[row, column] = seconds(lambda one=contenders[column]: one(steps)) / steps * 1e3
+    return taken
+
+
+def spread(values: np.ndarray, form: str) -> str:
+    """The median, with the least and the greatest."""
+    return f"{np.median(values):{form}} ({values.min():{form}} - {values.max():{form}})"
+
+
+def against_pytorch(torch: Any, arguments: argparse.Namespace) -> str:
+    """A report; exits where the two do not compute the same."""
+    config = rna_boxes.get_config("debug")
+    config.structures, config.buckets = 1, ()
+    config.data.max_length = arguments.length
+    config.cvae.update(
+        network="conv",
+        z="pixel",
+        prior="fixed",
+        filters=arguments.filters,
+        width=arguments.width,
+        batch_size=arguments.batch_size,
+    )
+    heads = [name for name in HEADS if name != "scalar" or config.scalar_sizes]
+    sizes = (BATCHES * arguments.batch_size, arguments.length, arguments.length, config.data.num_sample)
+    ours = Trainer(config, rna.make(*sizes, seed=0, valid_share=0, test_share=0)["train"])
+    batches = [ours.batch(number) for number in range(BATCHES)]
+    ready = [given(batch, heads) for batch in batches]
+    theirs = InTorch(torch, config.cvae, heads, ready, ready[0]["seen"].shape[-1])
+
+    # The same weights, the same loss and gradient.
+    variables = ours.variables()
+    weights = {name: torch.from_numpy(array) for name, array in converted(variables["params"], heads).items()}
+    missing, unknown = theirs.network.load_state_dict(weights, strict=False)
+    if unknown or not all("running" in name or "num_batches" in name for name in missing):
+        sys.exit(f"error: PyTorch's network lacks {unknown}, and ours {missing}")
+    counts = [sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))]
+    counts.append(sum(one.numel() for one in theirs.network.parameters()))
+    value, gradient = ours.at_mean(variables, batches[0])
+    their_value = theirs.network(theirs.given[0], noise=False)
+    their_value.backward()
+    losses = [float(value), float(their_value.detach())]
+    of_ours = converted(gradient, heads)
+    of_loss = abs(losses[1] / losses[0] - 1)
+    of_gradient = max(difference(of_ours[name], one.grad.numpy()) for name, one in theirs.network.named_parameters())
+    report = (
+        f"Parameters: cvae_jax {counts[0]:,}, PyTorch {counts[1]:,}. Loss of the first batch with the same weights, z "
+        f"at its mean:\ncvae_jax {losses[0]:.6g}, PyTorch {losses[1]:.6g}, {of_loss:.1e} apart; gradients at most "
+        f"{of_gradient:.1e} apart."
+    )
+    if counts[0] != counts[1] or not max(of_loss, of_gradient) < TOLERANCE:
+        sys.exit(f"{report}\nerror: the two do not compute the same within {TOLERANCE:g}")
+
+    memory = theirs.choose(max(2, arguments.steps // 2))
+    taken = rounds_of([lambda steps: ours.run(0, steps), theirs.run], arguments.rounds, arguments.steps)
+    filters = ", ".join(map(str, arguments.filters))
+    title = f"{arguments.batch_size} sequences of {arguments.length}, {filters} filters of width {arguments.width}"
+    lines = [
+        ["a training step", "cvae_jax, ms", "PyTorch, ms", "ratio"],
+        [title, *(spread(column, ".1f") for column in taken.T), spread(taken[:, 1] / taken[:, 0], ".2f")],
+    ]
+    fixed = f"PyTorch {torch.__version__}, fused Adam, {memory}, on {BATCHES} batches ready made."
+    return "\n".join([fixed, report, "", *tables.markdown(lines)])
+
+
+def of_buckets(arguments: argparse.Namespace) -> str:
+    """A report."""
+    config = rna_boxes.get_config()
+    longest = arguments.buckets[-1]
+    config.buckets, config.data.max_length = arguments.buckets[:-1], longest
+    config.cvae.update(network="axial", z="global")
+    sizes = (arguments.num_seq, arguments.min_len, longest, config.data.num_sample)
+    ours = Trainer(config, rna.make(*sizes, seed=0, valid_share=0, test_share=0)["train"])
+    if ours.limits != list(arguments.buckets):
+        sys.exit(f"error: --num_seq={arguments.num_seq} has no batch of each bucket; take more")
+    lengths = np.arange(arguments.min_len, longest + 1)
+    shares = np.bincount(np.searchsorted(ours.limits, lengths), minlength=len(ours.limits)) / len(lengths)
+    contenders = [lambda steps, number=number: ours.run(number, steps) for number in range(len(ours.limits))]
+    taken = rounds_of(contenders, arguments.rounds, arguments.steps)
+    weighted = taken @ shares
+    lines = [["padded to", "share of examples", "a training step, ms"]]
+    for limit, share, column in zip(ours.limits, shares, taken.T, strict=True):
+        lines.append([str(limit), f"{share:.1%}", spread(column, ".1f")])
+    lines.append(["mean", "100%", spread(weighted, ".1f")])
+    title = f"Batches of {config.cvae.batch_size}, {config.structures} structures each, the default network."
+    ratio = f"Padding all to {longest} over buckets: {spread(taken[:, -1] / weighted, '.2f')}."
+    return "\n".join([title, "", *tables.markdown(lines), "", ratio])
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Of a flag, with commas between."""
+    return tuple(int(one) for one in text.split(","))
+
+
+def main() -> None:
+    """Prints the reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("pytorch", "buckets"), help="one of the two comparisons")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8, help="of a contender in a round")
+    parser.add_argument("--length", type=int, default=60, help="pytorch: of all sequences; even")
+    parser.add_argument("--filters", type=numbers, default=(16, 16), help="pytorch: of each layer")
+    parser.add_argument("--width", type=int, default=9, help="pytorch: of the kernels")
+    parser.add_argument("--batch_size", type=int, default=20, help="pytorch: sequences in a step")
+    parser.add_argument("--min_len", type=int, default=10, help="buckets: of the shortest sequence")
+    parser.add_argument("--buckets", type=numbers, default=(24, 36, 48, 60), help="buckets: lengths padded to")
+    parser.add_argument("--num_seq", type=int, default=400, help="buckets: sequences that batches are drawn from")
+    arguments = parser.parse_args()
+    torch: Any = None
+    if arguments.only != "buckets":
+        try:
+            import torch
+        except ImportError:
+            sys.exit("error: the comparison with PyTorch needs it; pip install torch, or set --only=buckets")
+    print(
+        f"Threads: {num_threads()}. JAX {jax.__version__}, devices: {jax.device_count()} {jax.default_backend()}; "
+        f"median (least - greatest) of {arguments.rounds} rounds of {arguments.steps} steps."
+    )
+    try:
+        if arguments.only != "buckets":
+            print(f"\n{against_pytorch(torch, arguments)}", flush=True)
+        if arguments.only != "pytorch":
+            print(f"\n{of_buckets(arguments)}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
