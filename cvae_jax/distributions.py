@@ -72,8 +72,16 @@ class Categorical(NamedTuple):
         return jax.nn.softmax(self.logits)
 
     def sample(self, keys: Array) -> Array:
-        """One class for every example, int32 [batch, ...]. `keys` is [batch]."""
-        return jax.vmap(jax.random.categorical)(keys, self.logits).astype(jnp.int32)
+        """One class for every example, int32 [batch, ...]. `keys` is [batch].
+
+        By the inverse of the cumulative probabilities: one random number an element, where the Gumbel trick takes one
+        a class.
+        """
+        cumulative = jnp.cumsum(self.mean, -1)
+        shape, dtype = cumulative.shape[1:-1], cumulative.dtype
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, shape, dtype))(keys)[..., None]
+        # Of all but the last, which stands where rounding leaves the sum below 1.
+        return (uniform >= cumulative[..., :-1]).sum(-1, dtype=jnp.int32)
 
     def log_prob(self, value: Array) -> Array:
         """Log probability of the classes `value`, int32 [batch, ...], nats."""

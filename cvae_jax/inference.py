@@ -26,7 +26,14 @@ def predict(model: Model, variables: Variables, batch: Batch) -> PyTree:
 
 
 def sample(
-    model: Model, variables: Variables, batch: Batch, keys: Array, noise: bool, proposal: Proposal = "prior"
+    model: Model,
+    variables: Variables,
+    batch: Batch,
+    keys: Array,
+    noise: bool,
+    proposal: Proposal = "prior",
+    keep: Callable[[PyTree], PyTree] = lambda y: y,
+    samples_per_call: int = 0,
 ) -> PyTree:
     """Samples of y given x: leaves [samples, batch, ...].
 
@@ -37,15 +44,17 @@ def sample(
       keys: [samples, batch].
       noise: draw y from the likelihood p(y|x,z); False gives its mean E[y|x,z], as images are usually shown.
       proposal: where z comes from: "prior", or "prior_mean".
+      keep: what to return of each sample, leaves [batch, ...].
+      samples_per_call: how many are held at once before that; 0: all.
     """
     encoding = model.encode(variables, batch._replace(y=None))
 
     def one(keys: Array) -> PyTree:
         z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         p_y = model.draw(variables, encoding, z_keys, proposal).p_y
-        return p_y.sample(y_keys) if noise else p_y.mean
+        return keep(p_y.sample(y_keys) if noise else p_y.mean)
 
-    return jax.vmap(one)(keys)
+    return jax.lax.map(one, keys, batch_size=samples_per_call) if samples_per_call else jax.vmap(one)(keys)
 
 
 def scores(

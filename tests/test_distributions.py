@@ -9,6 +9,7 @@ from cvae_jax.distributions import (
     MAX_LOG_SCALE,
     Bernoulli,
     Categorical,
+    Joint,
     Normal,
     bounded_normal,
     draw_latent,
@@ -159,6 +160,36 @@ def test_log_likelihood():
     np.testing.assert_allclose(log_likelihood(Categorical(f32(LOGITS)), labels, None), wanted, rtol=1e-5, atol=1e-6)
     halved = log_likelihood(Categorical(f32(LOGITS)), labels, jnp.full(4, 0.5))
     np.testing.assert_allclose(halved, wanted / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_joint_is_its_heads_and_their_log_likelihoods_add():
+    """Of two heads with an axis of factors behind the batch, against SciPy."""
+    logits, labels = RNG.normal(size=(2, 3, 5, 4)), RNG.integers(0, 4, (2, 3, 5))
+    mean, value = RNG.normal(size=(2, 2, 3, 6))
+    p_y = Joint({"class": Categorical(f32(logits)), "a number": Normal(f32(mean), jnp.full((2, 3, 6), 0.5))})
+    y = {"class": jnp.asarray(labels, jnp.int32), "a number": f32(value)}
+    weight = {"class": jnp.asarray(RNG.uniform(size=(2, 3, 5)), jnp.float32), "a number": jnp.ones((2, 3, 1))}
+    of_class = np.take_along_axis(special.log_softmax(logits, -1), labels[..., None], -1)[..., 0]
+    of_number = stats.norm.logpdf(value, mean, 0.5)
+    wanted = (of_class * weight["class"]).sum(2) + of_number.sum(2)
+    np.testing.assert_allclose(log_likelihood(p_y, y, weight, 1), wanted, rtol=1e-5)
+    np.testing.assert_allclose(log_likelihood(p_y, y, weight), wanted.sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(p_y.mean["a number"], f32(mean))
+    keys = jax.random.split(jax.random.key(0), 2)
+    drawn = p_y.sample(keys)
+    assert {name: (values.shape, values.dtype) for name, values in drawn.items()} == {
+        "class": ((2, 3, 5), jnp.int32), "a number": ((2, 3, 6), jnp.float32)
+    }  # fmt: skip
+    same = Joint({"a": Normal(f32(mean), f32(mean) * 0 + 1), "b": Normal(f32(mean), f32(mean) * 0 + 1)}).sample(keys)
+    assert (same["a"] != same["b"]).all()
+
+
+def test_draw_latent_keeps_factors():
+    prior, posterior = Normal(f32(MEAN[None]), f32(SCALE[None])), Normal(f32(OTHER_MEAN[None]), f32(OTHER_SCALE[None]))
+    drawn = draw_latent(prior, posterior, jax.random.split(jax.random.key(0), 1), "recognition", num_factors=1)
+    z = np.asarray(drawn.z, np.float64)[0]
+    np.testing.assert_allclose(drawn.log_p_z[0], stats.norm.logpdf(z, MEAN, SCALE).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(drawn.log_q_z[0], stats.norm.logpdf(z, OTHER_MEAN, OTHER_SCALE).sum(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("log_scale", [-1e4, -20.0, 0.0, 20.0, 1e4])

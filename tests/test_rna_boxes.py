@@ -7,12 +7,12 @@ from scipy import special
 from test_contract import moved
 
 from configs import rna_boxes
-from cvae_jax import buckets, evaluation, keys, tasks
+from cvae_jax import buckets, evaluation, keys, tasks, training
 from cvae_jax.data import rna
 from cvae_jax.distributions import Bernoulli, Categorical, Joint
 from cvae_jax.errors import UserError
-from cvae_jax.model import Draw, How
-from cvae_jax.networks.pairs import fold, unfold, upper
+from cvae_jax.model import Draw, How, Train
+from cvae_jax.networks.pairs import ConvTower, fold, unfold, upper
 from cvae_jax.rna import boxes, folding, measures, prediction
 from cvae_jax.tasks.rna_boxes import training_weights, weights
 
@@ -119,6 +119,29 @@ def test_structures_of_one_sequence_are_factors():
         for number in range(3):
             seen = np.asarray(unfold(batch.y["on"][row, number], 0))
             assert any((seen == one).all() for one in own[row, : int(raw["count"][row])])
+
+
+def test_batch_statistics_follow_training_and_stay_in_validation():
+    _, variables, batch = model_of("pixel, learned")
+    before = variables["batch_stats"]
+    task = tasks.make_task(small("pixel, learned"))
+    index = batch.index
+    train = Train(keys.per_example(jax.random.key(1), index), jnp.int32(0))
+    variables = {**variables, "frozen": {}}
+    _, (_, updates) = training.loss_fn(task.stages[0], variables, batch, keys.unused(index), train)
+    inside = jnp.arange(12)[None] < batch.x["length"][:, None]
+    tower = ConvTower((8,), 3)
+    own = {name: tree["of_pairs"] for name, tree in variables.items() if name != "frozen"}
+    letters = jax.nn.one_hot(batch.x["sequence"] - 1, 4)
+    _, wanted = tower.apply(own, letters, inside, mutable=["batch_stats"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        updates["batch_stats"]["of_pairs"],
+        wanted["batch_stats"],
+    )
+    assert jax.tree.structure(updates["batch_stats"]) == jax.tree.structure(before)
+    _, (_, updates) = training.loss_fn(task.stages[0], variables, batch, keys.unused(index), None)
+    assert not jax.tree.leaves(updates)
 
 
 def test_training_weights_against_numpy():

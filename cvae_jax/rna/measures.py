@@ -18,6 +18,7 @@ from cvae_jax.networks.pairs import unfold
 from cvae_jax.rna import boxes, figures, folding, prediction
 
 STRUCTURES = 1000  # of the ensemble, for the frequency of boxes
+SAMPLES_PER_CALL = 10  # of every pixel's classes: a gigabyte if all were held at once
 COMPARED = 100  # of them and of the model's, for the energy distance
 
 CORRELATION = "correlation with the exact pair probabilities"
@@ -34,9 +35,12 @@ SCORES = ("sensitivity", "precision", "precision at matched count")
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def sampled(model: Model, variables: Variables, batch: Batch, sample_keys: Array, proposal: Proposal) -> Any:
     """The boxes that pixels name in samples of y, codes and votes [samples, batch, length, length, 3]."""
-    y = inference.sample(model, variables, batch, sample_keys, True, proposal)
-    on, location, size = (unfold(y[name][:, :, 0], 2) for name in ("on", "location", "size"))
-    return prediction.named_boxes(on, location, size), on
+
+    def named(y: dict[str, Array]) -> tuple[Array, Array]:
+        on, location, size = (unfold(y[name][:, 0], 1) for name in ("on", "location", "size"))
+        return prediction.named_boxes(on, location, size), on
+
+    return inference.sample(model, variables, batch, sample_keys, True, proposal, named, SAMPLES_PER_CALL)
 
 
 class Truth(NamedTuple):
