@@ -74,9 +74,9 @@ class AxialTower(nn.Module):
         bond = pairs[..., np.array([4 * one + other for one, other in self.bonds])].sum(-1)
         # Of a pair and the one inside it, whose letters make the energy of their stack.
         stacks = Conv(self.STACKED, (3, 3), use_bias=False)(pairs) * bond[..., None]
-        runs = jnp.concatenate([pairs, stacks, run_sums(stacks, bond), run_sums(stacks, bond, outside=True)], -1)
-        features = Conv(channels, (self.width, self.width))(runs)
-        features = (features + nn.Embed(2 * FARTHEST + 1, channels)(apart)[None]) * mask
+        runs = jnp.concatenate([stacks, run_sums(stacks, bond), run_sums(stacks, bond, outside=True)], -1)
+        features = Conv(channels, (self.width, self.width))(pairs) + nn.Dense(channels, use_bias=False)(runs)
+        features = features + nn.Embed(2 * FARTHEST + 1, channels)(apart)[None]
         for _ in self.filters:
             features = self._block(features, mask)
         return nn.LayerNorm()(features) * mask
@@ -85,8 +85,7 @@ class AxialTower(nn.Module):
         batch, length, _, channels = features.shape
         normal = nn.LayerNorm()(features) * mask
         local = nn.gelu(Conv(channels, (self.width, self.width))(normal))
-        pooled = nn.Dense(self.HEADS + channels)(normal)
-        logits, values = pooled[..., : self.HEADS], pooled[..., self.HEADS :]
+        logits, values = nn.Dense(self.HEADS)(normal), nn.Dense(channels)(normal)
         weights = jnp.exp(LARGEST_LOGIT * jnp.tanh(logits / LARGEST_LOGIT)) * mask
         weighted = weights[..., None] * values.reshape(batch, length, length, self.HEADS, -1)
         told: Any = 0.0

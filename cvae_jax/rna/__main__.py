@@ -16,7 +16,7 @@ from cvae_jax.rna.prediction import predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints, for each sequence, the assembled structure, the most frequent samples, and the boxes."""
+    """Prints, for each sequence, its structure of maximum expected accuracy, the most frequent samples, and the boxes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--workdir", required=True, help="of a trained configs/rna_boxes.py")
     parser.add_argument("--num_samples", type=int, default=100, help="draws of z")
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     for one in found:
         length = len(one.sequence)
-        print(f"{one.sequence}\n{boxes.dot_bracket(one.pairs, length)}  assembled")
+        print(f"{one.sequence}\n{boxes.dot_bracket(one.pairs, length)}  maximum expected accuracy")
         drawn = [boxes.dot_bracket(pairs, length) for pairs in one.structures]
         for structure in sorted(set(drawn), key=lambda structure: -drawn.count(structure))[:5]:
             print(f"{structure}  {drawn.count(structure) / len(drawn):.0%} of {len(drawn)} samples")

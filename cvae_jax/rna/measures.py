@@ -126,7 +126,9 @@ def _noisy(
         codes, votes = jax.device_get(sampled(model, variables, part, sample_keys, how.predicts_from))
         side = part.x["sequence"].shape[1]
         for row in range(count):
-            yield prediction.structures(codes[:, row], votes[:, row], side, prediction.sequence_of(part, row))
+            sequence = prediction.sequence_of(part, row)
+            of_samples = folding.of_samples(codes[:, row], votes[:, row], side)
+            yield [folding.assemble(*one, len(sequence), sequence) for one in of_samples]
 
 
 def pictures(

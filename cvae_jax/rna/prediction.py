@@ -25,10 +25,10 @@ class Prediction(NamedTuple):
     """Of one sequence, from samples of z."""
 
     sequence: str
-    boxes: folding.Boxes  # each with its probability, the mean over z
-    pairs: np.ndarray  # int [n, 2], the structure of maximum expected score that is assembled from these boxes
+    boxes: folding.Boxes  # those that pixels name, each with its probability, the mean over z
+    probabilities: np.ndarray  # float64 [length, length], of pairs i < j: of all stems that may hold each
+    pairs: np.ndarray  # int [n, 2], the structure of maximum expected accuracy under these probabilities
     structures: list[np.ndarray]  # likewise, one for each z
-    probabilities: np.ndarray  # float [length, length], of pairs i < j
 
 
 def named_boxes(on: Array, location: Array, size: Array) -> Array:
@@ -98,21 +98,17 @@ def predictions(
         side = part.x["sequence"].shape[1]
         for row in range(count):
             sequence = sequence_of(part, row)
-            codes, votes = drawn["codes"][:, row], drawn["votes"][:, row]
-            merged = folding.merge(codes, votes, side)
+            pairs = drawn["pairs"][:, row, : len(sequence), : len(sequence)].astype(np.float64)
+            mean = pairs.mean(0)
             yield Prediction(
                 sequence,
-                merged,
-                folding.assemble(*merged, len(sequence), sequence),
-                structures(codes, votes, side, sequence),
-                drawn["pairs"][:, row].mean(0, dtype=np.float64)[: len(sequence), : len(sequence)],
+                folding.merge(drawn["codes"][:, row], drawn["votes"][:, row], side),
+                mean,
+                # Of the pair probabilities, not of the named boxes alone: a stem that is sure but for its size has its
+                # probability spread over boxes, none of which need be more probable than not.
+                folding.assemble_pairs(mean, sequence),
+                [folding.assemble_pairs(one, sequence) for one in pairs],
             )
-
-
-def structures(codes: np.ndarray, votes: np.ndarray, side: int, sequence: str) -> list[np.ndarray]:
-    """The structure of each sample, from the boxes that pixels name, see `folding.of_samples`."""
-    found = folding.of_samples(codes, votes, side)
-    return [folding.assemble(*one, len(sequence), sequence) for one in found]
 
 
 def predict(trained: Any, sequences: Sequence[str], num_samples: int, key: Array) -> list[Prediction]:

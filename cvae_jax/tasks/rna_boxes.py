@@ -125,13 +125,13 @@ def make_task(config: Any) -> Task:
 
     def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
         """The truth, and the probability of boxes at every pixel for each z: stems white, loops grey."""
-        length = np.asarray(batch.x["length"])
-        outside = np.arange(batch.x["sequence"].shape[1])[None] >= length[:, None]
-        beyond = outside[:, None, :] | outside[:, :, None]
+        lengths = np.asarray(batch.x["length"])
+        # Each matrix as large as the longest's, so that its padding is not shown.
+        nearest = [np.arange(lengths.max()) * length // lengths.max() for length in lengths]
 
         def image(on: np.ndarray) -> np.ndarray:
             shown = (np.asarray(unfold(jnp.asarray(on)[:, 0], 1)) * np.array([1.0, 0.4, 0.6])).max(-1)
-            return np.where(beyond, np.nan, shown)
+            return np.stack([one[np.ix_(places, places)] for one, places in zip(shown, nearest, strict=True)])
 
         columns = {} if batch.y is None else {"truth": image(batch.y["on"])}
         for drawn in samples.values():
