@@ -22,10 +22,8 @@ SMOKE = [  # as a user starts them
 ]
 
 
-def run(script, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+def run(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +74,17 @@ def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
         assert (workdir / name).stat().st_size > 0
     assert list((workdir / "tensorboard").rglob("events*"))
     assert list((workdir / "checkpoints" / "cvae").glob("*.sha256.json"))
+
+
+def test_rna_is_folded(trained):
+    workdir = trained["rna_boxes.py:smoke"]
+    result = run("-m", "cvae_jax.rna", f"--workdir={workdir}", "--num_samples=5", "GGGGAAAACCCC", "gcgcaaaagcgt")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(r"[.()]{12}  maximum expected accuracy", lines[lines.index("GCGCAAAAGCGU") + 1])
+    assert "GGGGAAAACCCC" in lines
+    other = run("-m", "cvae_jax.rna", f"--workdir={trained['digits_quadrants.py:1,smoke']}", "GGGGAAAACCCC")
+    assert other.returncode == 1 and "is no model of RNA" in other.stderr
 
 
 def test_eval_prints_and_writes_the_table(trained, tmp_path):

@@ -16,7 +16,7 @@ from cvae_jax.rna.prediction import predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints, for each sequence, its structure of maximum expected accuracy, the most frequent samples, and the boxes."""
+    """Prints the structure of maximum expected accuracy of each sequence, the most frequent samples, and the boxes."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--workdir", required=True, help="of a trained configs/rna_boxes.py")
     parser.add_argument("--num_samples", type=int, default=100, help="draws of z")
