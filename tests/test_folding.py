@@ -161,15 +161,23 @@ def votes_of(seed, samples=7, side=9, distinct=12):
     )
 
 
+def pixels(box):
+    """The pixels i < j of a box."""
+    _, x0, y0, wx, wy = (int(number) for number in box)
+    return [(i, j) for i in range(x0, x0 + wx) for j in range(y0, y0 + wy) if i < j]
+
+
 def slowly(codes, votes, threshold):
-    """Of each sample, code -> largest vote, by a loop over pixels."""
+    """Of each sample, code -> mean vote of its box's pixels, by a loop over pixels."""
     found = []
     for of_sample, their in zip(codes, votes, strict=True):
-        largest = {}
+        total = {}
         for code, vote in zip(of_sample.ravel().tolist(), their.ravel().tolist(), strict=True):
             if code >= 0 and vote >= threshold:
-                largest[code] = max(vote, largest.get(code, 0))
-        found.append(largest)
+                total[code] = total.get(code, 0) + vote
+        found.append(
+            {c: min(1, sum_ / max(1, len(pixels(folding.decode_box(np.array(c), 9))))) for c, sum_ in total.items()}
+        )
     return found
 
 
@@ -178,18 +186,18 @@ def test_merge_against_a_loop(seed):
     codes, votes = votes_of(seed)
     each = slowly(codes, votes, 0.1)
     mean = {code: sum(one.get(code, 0) for one in each) / 7 for one in each for code in one}
-    mean = {code: value for code, value in mean.items() if value >= 0.2}
-    found = folding.merge(codes, votes, 9, floor=0.2)
+    mean = {code: value for code, value in mean.items() if value >= 0.05}
+    found = folding.merge(codes, votes, 9, floor=0.05)
     assert len(mean) > 3
     order = sorted(mean, key=lambda code: (-mean[code], code))
     np.testing.assert_array_equal(found.boxes, folding.decode_box(np.array(order), 9))
     np.testing.assert_allclose(found.probability, [mean[code] for code in order], rtol=1e-12)
     assert found.boxes.dtype == np.int16 and found.probability.dtype == np.float64
 
-    for own, largest in zip(folding.of_samples(codes, votes, 9), each, strict=True):
-        order = sorted(largest, key=lambda code: (-largest[code], code))
+    for own, mean in zip(folding.of_samples(codes, votes, 9), each, strict=True):
+        order = sorted(mean, key=lambda code: (-mean[code], code))
         np.testing.assert_array_equal(own.boxes, folding.decode_box(np.array(order, int), 9))
-        np.testing.assert_array_equal(own.probability, [largest[code] for code in order])
+        np.testing.assert_allclose(own.probability, [mean[code] for code in order], rtol=1e-12)
 
 
 def test_merge_of_nothing():
@@ -202,10 +210,11 @@ def test_merge_of_nothing():
 def test_true_boxes_give_the_ensemble_back():
     """A model whose every sample names the boxes of a drawn structure has their frequencies, and these structures."""
     samples = drawn(50)
-    codes = np.full((50, 45 * 3), -1, np.int32)
-    for row, pairs in zip(codes, samples, strict=True):
-        found = folding.encode_box(layout.boxes_of(pairs), 45)
-        row[: len(found)], row[len(found) : 2 * len(found)] = found, found
+    codes = np.full((50, 20, 45, 45), -1, np.int32)
+    for planes, pairs in zip(codes, samples, strict=True):
+        found = layout.boxes_of(pairs)
+        for plane, box, code in zip(planes, found, folding.encode_box(found, 45), strict=False):
+            plane[tuple(np.transpose(pixels(box)))] = code
     votes = np.ones(codes.shape, np.float32)
     merged = folding.merge(codes, votes, 45, floor=0)
     frequencies = folding.box_frequencies(samples)

@@ -16,6 +16,8 @@ from cvae_jax.networks.pairs import ConvTower, fold, unfold, upper
 from cvae_jax.rna import boxes, folding, measures, prediction
 from cvae_jax.tasks.rna_boxes import training_weights, weights
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SEQUENCES = ["GGGAAAACCC", "GGCGAAAGCAAC", "GAGAAAAUCACU"]
 STRUCTURES = ["(((....)))", "((.(...)))..", ".((....))..."]
 MODELS = {
@@ -50,7 +52,6 @@ def gentle(variables):
     )
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", MODELS)
 def test_contract(name):
     contract.check_model(*model_of(name))

@@ -169,7 +169,7 @@ def test_make_all_that_exist():
         ({"max_len": 40_000}, "max_len=40000"),
         ({"energy_gap": -1.0}, "energy_gap=-1.0"),
         ({"valid_share": -0.1}, "valid_share=-0.1"),
-        ({"valid_share": 0.5, "test_share": 0.5}, "test_share=0.5"),
+        ({"valid_share": 0.5, "test_share": 0.6}, "test_share=0.6"),
         ({"num_seq": 2}, "2 sequences leave none for training"),
     ],
 )

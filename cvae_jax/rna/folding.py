@@ -125,10 +125,11 @@ def _mean_votes(
 
 
 def _num_pixels(boxes: np.ndarray) -> np.ndarray:
-    """How many pixels i < j lie in each box, integers [k, 5]."""
-    _, _, _, wx, wy = boxes.astype(np.int64).T
-    # Of the types only hairpins reach the diagonal, which halves them.
-    return np.where(boxes[:, 0] == layout.HAIRPIN, np.maximum(wx * (wx - 1) // 2, 1), wx * wy)
+    """How many pixels i < j lie in each box, integers [k, 5], at least 1."""
+    _, x0, y0, wx, wy = boxes.astype(np.int64).T[..., None]
+    row = np.arange(wx.max(initial=0))[None]
+    columns = np.clip(y0 + wy - np.maximum(y0, x0 + row + 1), 0, None) * (row < wx)
+    return np.maximum(columns.sum(1), 1)
 
 
 def _sorted(code: np.ndarray, probability: np.ndarray, side: int, floor: float) -> Boxes:
