@@ -7,7 +7,7 @@ python eval.py --workdir=runs/rna --num_examples=200
 python -m cvae_jax.rna --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
 
 Without `data.dir` the sequences are made anew at each start. Keys to compare: `--config.cvae.z=global`, `pixel` or
-`none`, `--config.cvae.prior=learned` or `fixed`. The README has the figures to expect.
+`none`, `--config.cvae.prior=learned` or `fixed`.
 Variants: `:debug`, `:run_1` and `:run_2` are the networks and runs of the seed: z of each pixel, sequences up to 100,
 heads as means, weight 0.1 for pixels that are not near boxes (run_2: 1); these take a GPU but for `:debug`. `:smoke` is
 the experiment in seconds.
@@ -53,14 +53,18 @@ def get_config(variant: str = "") -> ConfigDict:
         hidden=64,  # of the recognition and the prior network
         decoder=32,  # of each head
         batch_size=16,
-        epochs=4,
+        epochs=5,
         averaging=0.999,
         steps_per_call=1,  # each call's length is compiled for each bucket; take more on accelerators
         optimizer={
             "learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 200, "weight_decay": 0.01, "clip_norm": 100.0
         },
     )  # fmt: skip
+    # Dense targets repeat a box at each of its pixels, so z would tell far more than which structure it is, and samples
+    # from the prior would lie where the generation network was not trained.
+    config.cvae.objective.beta = 4.0
     if options & {"debug", "run_1", "run_2"}:  # those of the seed
+        config.cvae.objective.beta = 1.0
         config.structures = 1
         config.mask = 1.0 if "run_2" in options else 0.1
         config.normalise = config.scalar_sizes = True
