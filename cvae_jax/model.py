@@ -7,6 +7,7 @@ inference, training and evaluation see nothing else of a model.
 
 import pathlib
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -46,7 +47,7 @@ class Draw(NamedTuple):
     log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without y, 0 without latent variables
     kl: PyTree  # KL(q || p), one entry per latent unit, [batch, *factors, units]; () without latent variables
     p_y: PyTree  # the likelihood p(y|x,z): mean, sample(keys), log_prob(y); a Joint where y has several heads
-    updates: Variables = {}  # noqa: RUF012 in training, what replaces variables after the step: batch statistics
+    updates: PyTree = ()  # in training, what replaces variables after the step, such as batch statistics; () otherwise
 
 
 class Train(NamedTuple):
@@ -136,7 +137,7 @@ class Measures(NamedTuple):
     known: dict[str, float]  # name -> the value of a perfect model, where that is known
     # Measures that are no means over examples, such as a correlation: name -> (sums over examples [..., numbers] ->
     # values [...])
-    pooled: dict[str, Callable[[np.ndarray], np.ndarray]] = {}  # noqa: RUF012
+    pooled: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
     # (batch) -> name of a baseline that is no model of ours -> what `of_batch` gives
     baselines: Callable[[Batch], dict[str, dict[str, np.ndarray]]] = lambda batch: {}
 

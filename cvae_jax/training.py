@@ -165,7 +165,7 @@ def loss_fn(
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
     draws = objectives.draws_of(stage.model, variables, encoding, samples, train)
-    updates: list[Variables] = []
+    updates: list[PyTree] = []
 
     def draw(*args: Any, **options: Any) -> Draw:
         drawn = draws(*args, **options)
@@ -175,7 +175,7 @@ def loss_fn(
     objective, terms = stage.objective(draw, None if train is None else train.step)
     holds, total = jnp.sign(batch.valid), jnp.maximum(batch.valid.sum(), 1)
     means = {name: (holds * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
-    return means["loss"], (means, updates[0])
+    return means["loss"], (means, dict(updates[0]))
 
 
 def make_functions(stage: Stage, task: Task, mesh: Mesh, counts: Sequence[int], seeds_by: str = "map") -> Functions:

@@ -3,16 +3,15 @@
 The last 5,000 of the 60,000 training images are the validation split.
 """
 
-import gzip
 import hashlib
 import math
 import os
 import pathlib
-import zlib
 from typing import Any
 
 import numpy as np
 
+from cvae_jax.data import files
 from cvae_jax.errors import UserError
 
 NUM_VALID = 5_000
@@ -69,14 +68,9 @@ def read_idx(folder: pathlib.Path, name: str, verify_checksum: bool) -> np.ndarr
     """One IDX file of unsigned bytes, gzipped or not, as an array of the shape in its header."""
     packed, plain = folder / f"{name}.gz", folder / name
     path = packed if packed.exists() else plain
-    try:
-        content = gzip.decompress(path.read_bytes()) if path is packed else path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{packed} is missing (nor is there {name} unpacked); put the file there") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); get the file again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it a file you may read") from None
+    if not path.exists():
+        raise UserError(f"{packed} is missing (nor is there {name} unpacked); put the file there")
+    content = files.content(path)
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise UserError(f"{path} is not an IDX file of unsigned bytes; get the file again")
     num_axes = content[3]

@@ -341,7 +341,7 @@ def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: arrays[name].astype(dtype, copy=False) for name, dtype in wanted.items()}
 
 
-def save(splits: dict[str, dict[str, np.ndarray]], folder: str | os.PathLike[str]) -> None:
+def save(splits: dict[str, dict[str, Any]], folder: str | os.PathLike[str]) -> None:
     """Writes train.npz, valid.npz and test.npz of those splits, each as a whole or not at all.
 
     Raises:
@@ -354,7 +354,7 @@ def save(splits: dict[str, dict[str, np.ndarray]], folder: str | os.PathLike[str
         for split, arrays in splits.items():
             unfinished = path / f".{split}.npz.unfinished"
             with open(unfinished, "wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+                np.savez_compressed(file, **arrays)
             unfinished.replace(path / f"{split}.npz")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder") from None

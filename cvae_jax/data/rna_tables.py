@@ -2,17 +2,16 @@
 
 import collections
 import csv
-import gzip
 import io
 import itertools
 import pathlib
 import pickle
 import re
-import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cvae_jax.data import files
 from cvae_jax.errors import UserError
 from cvae_jax.rna import boxes
 
@@ -71,7 +70,7 @@ def read_archive(path: pathlib.Path, max_len: int = 0, family: str = "") -> Tabl
     """
     refuse_pickle(path)
     try:
-        rows = list(csv.DictReader(io.StringIO(_content(path).decode(), newline="")))
+        rows = list(csv.DictReader(io.StringIO(files.content(path).decode(), newline="")))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no CSV file ({error}); get it again") from None
     missing = {"id", "sequence", "structure"} - set(rows[0] if rows else ())
@@ -109,7 +108,7 @@ def read_table(path: pathlib.Path, max_len: int = 0) -> Table:
     Raises:
       UserError: for a file that is no such table, or is pickled in a way that is not known.
     """
-    content = _content(path)
+    content = files.content(path)
     try:
         columns = _columns(_Unpickler(io.BytesIO(content)).load())
         rows = list(zip(columns["seq"], columns["one_idx"], strict=True))
@@ -174,19 +173,6 @@ class _Gathered:
             reasons = ", ".join(f"{number} {what}" for what, number in self.left_out.items())
             raise UserError(f"{path} has no sequence that can be used ({reasons}); take another file")
         return Table(list(usable), list(usable.values()), dict(self.left_out))
-
-
-def _content(path: pathlib.Path) -> bytes:
-    """The bytes of a file, unpacked if it is gzipped."""
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; put the file there") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); get the file again") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); make it a file you may read") from None
 
 
 class _Note:
