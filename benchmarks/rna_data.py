@@ -3,10 +3,10 @@
 python benchmarks/rna_data.py [--program=RNAsubopt] [--num_seq=200] [--min_len=10] [--max_len=100] [--num_sample=10]
     [--rounds=5]
 
-The same random sequences for both. Structures alone: `rna.sample` against `RNAsubopt -p 10` with the sequence on its
-standard input, its dot-brackets parsed. With boxes: all of `rna.make`, which draws the sequences and packs arrays too,
-against the program and the package's boxes of what it printed. The four take turns; medians over the rounds, and of the
-ratios taken round by round: above 1, cvae_jax is the faster. One process works at a time. How many pairs the
+The same random sequences for both. Structures alone: `ensemble.sample` against `RNAsubopt -p 10` with the sequence on
+its standard input, its dot-brackets parsed. With boxes: all of `rna.make`, which draws the sequences and packs arrays
+too, against the program and the package's boxes of what it printed. The four take turns; medians over the rounds, and
+of the ratios taken round by round: above 1, cvae_jax is the faster. One process works at a time. How many pairs the
 structures of either have on average shows that they are of one distribution.
 """
 
@@ -24,7 +24,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from cvae_jax import tables
 from cvae_jax.data import rna
-from cvae_jax.rna import boxes
+from cvae_jax.rna import boxes, ensemble
+from cvae_jax.rna.sequences import decode
 
 
 def make(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +60,13 @@ def seconds(function: Callable[[], object]) -> float:
 def measure(arguments: argparse.Namespace) -> tuple[list[list[str]], list[float]]:
     """Lines of a table, and the mean number of pairs in a structure of either."""
     arrays, count = make(arguments), arguments.num_sample
-    todo = [rna.decode(codes[:length]) for codes, length in zip(arrays["sequence"], arrays["length"], strict=True)]
+    todo = [decode(codes[:length]) for codes, length in zip(arrays["sequence"], arrays["length"], strict=True)]
 
     def theirs() -> list[list[str]]:
         return [printed(arguments.program, one, count) for one in todo]
 
     def ours() -> list[list[str]]:
-        return [rna.sample(one, count, seed) for seed, one in enumerate(todo)]
+        return [ensemble.sample(one, count, seed) for seed, one in enumerate(todo)]
 
     contenders = (theirs, ours, lambda: [boxed(one) for one in theirs()], lambda: make(arguments))
     taken = [[seconds(one) for one in contenders] for _ in range(arguments.rounds)]

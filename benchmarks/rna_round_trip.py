@@ -15,8 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import numpy as np
 
-from cvae_jax.data import rna
-from cvae_jax.rna import boxes
+from cvae_jax.rna import boxes, ensemble
+from cvae_jax.rna.sequences import decode
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     most = boxes.max_boxes(flags.max_len)
     for number in range(flags.num_seq):
         letters = rng.integers(1, 5, rng.integers(flags.min_len, flags.max_len + 1))
-        drawn = [boxes.parse(one) for one in rna.sample(rna.decode(letters), flags.num_sample, number)]
+        drawn = [boxes.parse(one) for one in ensemble.sample(decode(letters), flags.num_sample, number)]
         found = [boxes.boxes_of(pairs) for pairs, _ in drawn]
         padded = np.stack([np.pad(one, ((0, most - len(one)), (0, 0))) for one in found])
         of_pixels = jax.device_get(to_targets(padded, flags.max_len))

@@ -52,6 +52,11 @@ def real_data() -> pathlib.Path:
     return pathlib.Path(folder)
 
 
+@pytest.fixture
+def vienna():
+    return pytest.importorskip("RNA", reason="needs ViennaRNA")
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> pathlib.Path:
     """The workdir of `test_training.small_config()`, trained once; for reading only."""

@@ -1,41 +1,19 @@
-"""What is made of boxes, against brute force, closed forms, scikit-learn and ViennaRNA; and what the figures show."""
-
-import sys
+"""What is made of boxes and of pair probabilities, against brute force, closed forms and ViennaRNA."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn import metrics
+from test_ensemble import SEQUENCE, drawn
+from test_scores import NONE, as_set
 
-from cvae_jax.data import rna
 from cvae_jax.errors import UserError
 from cvae_jax.rna import boxes as layout
-from cvae_jax.rna import figures as rna_figures
-from cvae_jax.rna import folding
-
-SEQUENCE = "ACUGACCAGACGCGGUCGGCAUCCUGCGAGCAGUCGCGGCUGGUC"
-NONE = np.zeros((0, 2), np.int64)
+from cvae_jax.rna import folding, scores
 
 
 def letters(rng, length):
     return "".join(rng.choice(list("ACGU"), length))
-
-
-@pytest.fixture
-def vienna():
-    return pytest.importorskip("RNA", reason="needs ViennaRNA")
-
-
-def drawn(count, seed=0, sequence=SEQUENCE):
-    """Structures of the thermodynamic ensemble."""
-    pytest.importorskip("RNA", reason="needs ViennaRNA")
-    return [layout.parse(structure)[0] for structure in rna.sample(sequence, count, seed)]
-
-
-def as_set(pairs):
-    return set(map(tuple, np.asarray(pairs).tolist()))
 
 
 def structures(start, end, pairs):
@@ -48,72 +26,6 @@ def structures(start, end, pairs):
             inner, outer = structures(start + 1, j, pairs), structures(j + 1, end, pairs)
             found = found + [((start, j), *one, *two) for one in inner for two in outer]
     return found
-
-
-# The thermodynamic truth.
-
-
-def test_ensemble_is_that_of_viennarna(vienna):
-    found = folding.ensemble(SEQUENCE)
-    fold = vienna.fold_compound(SEQUENCE)
-    fold.pf()
-    wanted = np.array(fold.bpp())[1:, 1:]
-    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-9)
-    assert found.probabilities.dtype == np.float64 and found.probabilities.shape == (45, 45)
-    assert layout.dot_bracket(found.mfe, 45) == fold.mfe()[0]
-    assert layout.dot_bracket(found.mea, 45) == fold.MEA()[0]
-    # Pair frequencies of samples approach the probabilities: five standard errors.
-    samples = drawn(1000)
-    share = np.zeros((45, 45))
-    for pairs in samples:
-        share[tuple(pairs.T)] += 1 / len(samples)
-    assert (abs(share - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / 1000) + 1e-3).all()
-
-
-def test_ensemble_is_kept_and_read_only(vienna):
-    found = folding.ensemble(SEQUENCE)
-    assert folding.ensemble(SEQUENCE) is found
-    with pytest.raises(ValueError, match="read-only"):
-        found.probabilities[0, 1] = 1
-
-
-def test_ensemble_leaves_random_numbers_alone(vienna):
-    wanted = rna.sample(SEQUENCE, 5, 3) + rna.sample(SEQUENCE, 5, 4)
-    first = rna.sample(SEQUENCE, 5, 3)
-    folding.ensemble.cache_clear()
-    folding.ensemble(SEQUENCE)
-    assert first + rna.sample(SEQUENCE, 5, 4) == wanted
-    vienna.init_rand(5)
-    number = vienna.urn()
-    vienna.init_rand(5)
-    folding.ensemble.cache_clear()
-    folding.ensemble(SEQUENCE)
-    assert vienna.urn() == number
-
-
-@pytest.mark.parametrize("sequence", ["", "ACGX", "ACGU\n"])
-def test_ensemble_of_no_sequence(vienna, sequence):
-    with pytest.raises(UserError, match="letters"):
-        folding.ensemble(sequence)
-
-
-@pytest.mark.parametrize("sequence", ["A", "ACGU", "GGNNNNCC"])
-def test_ensemble_of_short_sequences(vienna, sequence):
-    found = folding.ensemble(sequence)
-    assert found.probabilities.shape == (len(sequence),) * 2 and found.mfe.shape[1] == found.mea.shape[1] == 2
-
-
-def test_ensemble_of_a_long_stable_sequence(vienna):
-    """Whose partition function overflows unless it is scaled by the minimum free energy."""
-    found = folding.ensemble("G" * 200 + "AAAA" + "C" * 200)
-    assert len(found.mfe) >= 199
-    assert found.probabilities.sum() == pytest.approx(200, abs=2)
-
-
-def test_without_viennarna(monkeypatch):
-    monkeypatch.setitem(sys.modules, "RNA", None)
-    with pytest.raises(UserError, match=r"needs ViennaRNA; pip install -e '\.\[rna\]'"):
-        folding.ensemble(SEQUENCE + "CC")
 
 
 # Codes of boxes.
@@ -217,7 +129,7 @@ def test_true_boxes_give_the_ensemble_back():
             plane[tuple(np.transpose(pixels(box)))] = code
     votes = np.ones(codes.shape, np.float32)
     merged = folding.merge(codes, votes, 45, floor=0)
-    frequencies = folding.box_frequencies(samples)
+    frequencies = scores.box_frequencies(samples)
     assert dict(zip(map(tuple, merged.boxes.tolist()), merged.probability, strict=True)) == pytest.approx(frequencies)
     for own, pairs in zip(folding.of_samples(codes, votes, 45), samples, strict=True):
         np.testing.assert_array_equal(folding.assemble(*own, 45, SEQUENCE), pairs)
@@ -324,198 +236,3 @@ def test_true_stems_give_the_structure_back():
     for pairs in drawn(30, 1):
         boxes = layout.boxes_of(pairs)
         np.testing.assert_array_equal(folding.assemble(boxes, np.ones(len(boxes)), 45, SEQUENCE), pairs)
-
-
-# Measures.
-
-
-def random_pairs(rng, length, count):
-    every = np.stack(np.triu_indices(length, 1), 1)
-    return every[rng.permutation(len(every))[:count]]
-
-
-def dense(pairs, length):
-    matrix = np.zeros((length, length), int)
-    matrix[tuple(pairs.T)] = 1
-    return matrix[np.triu_indices(length, 1)]
-
-
-def test_f1_and_mcc_against_scikit_learn():
-    rng = np.random.default_rng(4)
-    for _ in range(30):
-        one, two = (random_pairs(rng, 8, rng.integers(1, 20)) for _ in range(2))
-        first, second = dense(one, 8), dense(two, 8)
-        assert folding.pair_f1(one, two) == pytest.approx(metrics.f1_score(second, first))
-        assert folding.mcc(one, two, 8) == pytest.approx(metrics.matthews_corrcoef(second, first))
-
-
-def test_f1_and_mcc_where_pairs_lack():
-    some = np.array([[0, 5], [1, 4]])
-    assert folding.pair_f1(NONE, NONE) == folding.mcc(NONE, NONE, 6) == 1
-    assert folding.pair_f1(some, NONE) == folding.mcc(some, NONE, 6) == folding.mcc(NONE, some, 6) == 0
-    assert folding.pair_f1(some, some[::-1]) == folding.mcc(some, some[::-1], 6) == 1
-    assert folding.pair_f1(some, some[:1]) == pytest.approx(2 / 3)
-    assert folding.mcc(np.array([[0, 1]]), np.array([[0, 1]]), 2) == 1  # all that is possible
-
-
-def test_distances_against_sets():
-    one, two = drawn(12, 2), [NONE, *drawn(8, 3), NONE]
-    found = folding.distances(one, two)
-    for i, a in enumerate(map(as_set, one)):
-        for j, b in enumerate(map(as_set, two)):
-            wanted = 1 - 2 * len(a & b) / (len(a) + len(b)) if a or b else 0
-            assert found[i, j] == pytest.approx(wanted, abs=1e-12)
-    assert folding.distances(two, two)[0, -1] == 0
-
-
-def test_ged_of_equal_and_of_deterministic_models():
-    truth = drawn(40, 5)
-    assert folding.ged_squared(truth, truth) == pytest.approx(0, abs=1e-12)
-    assert folding.ged_squared(truth[::-1] * 2, truth) == pytest.approx(0, abs=1e-12)  # the same shares
-    mfe = folding.ensemble(SEQUENCE).mfe
-    to_truth = np.mean([1 - folding.pair_f1(mfe, one) for one in truth])
-    within = np.mean([[1 - folding.pair_f1(one, other) for other in truth] for one in truth])
-    for copies in (1, 7):
-        assert folding.ged_squared([mfe] * copies, truth) == pytest.approx(2 * to_truth - within, abs=1e-12)
-
-
-def test_ged_is_never_negative():
-    """As 1 - d is a kernel: also for the empty structure, and for draws of one distribution."""
-    rng = np.random.default_rng(6)
-    for _ in range(50):
-        sets = [[random_pairs(rng, 5, rng.integers(0, 4)) for _ in range(rng.integers(1, 6))] for _ in range(2)]
-        assert folding.ged_squared(*sets) >= -1e-12
-    # Its bias, as documented: of two sets of n draws each it expects 2 E d / n.
-    draws = drawn(2000, 7)
-    expected = 2 * folding.diversity(draws) / 20
-    mean = np.mean([folding.ged_squared(draws[k : k + 20], draws[k + 20 : k + 40]) for k in range(0, 2000, 40)])
-    assert mean == pytest.approx(expected, rel=0.1)
-
-
-def test_diversity():
-    a, b = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])  # d = 1/3
-    assert folding.diversity([a]) == folding.diversity([a, a, a]) == 0
-    assert folding.diversity([a, b]) == pytest.approx(1 / 3)
-    assert folding.diversity([a, b, b]) == pytest.approx(2 / 9)
-
-
-def test_correlation_pools_over_sequences():
-    rng = np.random.default_rng(8)
-    sums, ones, twos = [], [], []
-    for length in (5, 9, 12):
-        one, two = rng.random((2, 12, 12), np.float32)
-        two += 0.5 * one
-        sums.append(folding.correlation_sums(one, two, length))
-        upper = np.triu_indices(length, 1)
-        ones.append(one[upper].astype(float))
-        twos.append(two[upper].astype(float))
-    wanted = np.corrcoef(np.concatenate(ones), np.concatenate(twos))[0, 1]
-    assert folding.correlation(np.sum(sums, 0)) == pytest.approx(wanted, abs=1e-12)
-    each = folding.correlation(np.array(sums).reshape(3, 1, 6))
-    assert each.shape == (3, 1)
-    np.testing.assert_allclose(each[:, 0], [np.corrcoef(*both)[0, 1] for both in zip(ones, twos, strict=True)])
-
-
-def test_correlation_of_constants():
-    rng = np.random.default_rng(9)
-    exact = rng.random((20, 20))
-    for constant in (0.0, 0.1, 1 / 3):
-        flat = np.full((20, 20), constant)
-        assert np.isnan(folding.correlation(folding.correlation_sums(flat, exact, 20)))
-        assert np.isnan(folding.correlation(folding.correlation_sums(exact, flat, 20)))
-    assert np.isnan(folding.correlation(folding.correlation_sums(exact, exact, 1)))  # no pair
-    assert folding.correlation(folding.correlation_sums(1e-9 * exact, exact, 20)) == pytest.approx(1)
-
-
-def test_box_frequencies():
-    one, two = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
-    found = folding.box_frequencies([one, two, one, NONE])
-    assert found == {(1, 0, 8, 2, 2): 0.5, (3, 1, 1, 8, 8): 0.5, (1, 0, 9, 1, 1): 0.25, (3, 0, 0, 10, 10): 0.25}
-
-
-def test_box_counts():
-    truth = {(1, 0, 9, 1, 1): 0.6, (1, 0, 8, 2, 2): 0.1, (1, 3, 8, 2, 2): 0.05, (3, 1, 1, 8, 8): 0.3}
-    rows = [(1, 0, 9, 1, 1), (1, 0, 7, 1, 1), (1, 0, 8, 2, 2), (1, 3, 8, 2, 2), (2, 1, 1, 3, 3), (3, 1, 1, 8, 8)]
-    predicted = folding.Boxes(np.array(rows, np.int16), np.array([0.9, 0.1, 0.05, 0.04, 0.5, 0.02]))
-    counts = folding.box_counts(predicted, truth)
-    # Stems: two are there; of two predicted, one is; of the first two, one; the other is third.
-    # The hairpin is predicted too faintly.
-    assert counts.tolist() == [[2, 2, 1, 1], [0, 1, 0, 0], [1, 0, 0, 1]] and counts.dtype == np.int64
-    scores = folding.box_scores(counts)
-    np.testing.assert_allclose(scores.sensitivity, [1 / 2, np.nan, 0])
-    np.testing.assert_allclose(scores.precision, [1 / 2, 0, np.nan])
-    np.testing.assert_allclose(scores.matched_precision, [1 / 2, np.nan, 1])
-    # Over two sequences counts are added: the ratio of sums.
-    pooled = folding.box_scores(counts + folding.box_counts(predicted, {}))
-    assert pooled.sensitivity[0] == 1 / 2 and pooled.precision[0] == 1 / 4
-    assert folding.box_scores(counts.sum(0)).sensitivity == 1 / 3
-    shuffled = folding.Boxes(predicted.boxes[::-1], predicted.probability[::-1])
-    np.testing.assert_array_equal(folding.box_counts(shuffled, truth), counts)
-    nothing = folding.box_counts(folding.Boxes(predicted.boxes[:0], predicted.probability[:0]), truth)
-    assert nothing.tolist() == [[2, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-
-
-def test_the_ensemble_finds_its_own_boxes():
-    frequencies = folding.box_frequencies(drawn(100, 10))
-    boxes = folding.Boxes(np.array(list(frequencies), np.int16), np.array(list(frequencies.values())))
-    scores = folding.box_scores(folding.box_counts(boxes, frequencies))
-    for score in scores:
-        np.testing.assert_array_equal(score, 1)
-
-
-# Figures.
-
-
-@pytest.fixture
-def figure(monkeypatch):
-    """The last figure that was saved."""
-    saved = []
-    savefig = rna_figures.Figure.savefig
-
-    def save(self, *args, **kwargs):
-        saved[:] = [self]
-        savefig(self, *args, **kwargs)
-
-    monkeypatch.setattr(rna_figures.Figure, "savefig", save)
-    return saved
-
-
-def colour_of(patch):
-    return tuple(np.round(patch.get_edgecolor(), 3))
-
-
-def test_arcs(tmp_path, figure):
-    one, two = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
-    path = tmp_path / "deep" / "arcs.png"
-    rna_figures.arcs(path, "GGAAAAAACCA", {"truth": [one, two, two, two], "none": [NONE], "mfe": [one]}, "a title")
-    with Image.open(path) as image:
-        assert min(image.size) > 300
-    truth, none, mfe = figure[0].axes[:3]
-    assert [len(panel.patches) for panel in (truth, none, mfe)] == [2, 0, 2]
-    assert [panel.get_title("left") for panel in (truth, mfe)] == ["truth: 4 structures", "mfe: 1 structure"]
-    # From base to base; one of four structures has the inner pair, drawn below the other.
-    assert [(arc.center[0], arc.width) for arc in truth.patches] == [(4.5, 7), (4.5, 9)]
-    shades = [tuple(np.round(rna_figures.SHARES(share), 3)) for share in (0.25, 1.0)]
-    assert [colour_of(arc) for arc in truth.patches] == shades
-    assert "".join(label.get_text() for label in truth.get_xticklabels()) == "GGAAAAAACCA"
-
-
-@pytest.mark.parametrize("length", [45, 30])
-def test_matrices(vienna, tmp_path, figure, length):
-    sequence = SEQUENCE[:length]
-    found = folding.ensemble(sequence)
-    frequencies = folding.box_frequencies(drawn(20, 11, sequence))
-    boxes = folding.Boxes(np.array(list(frequencies), np.int16), np.array(list(frequencies.values())))
-    panels = {"exact": found.probabilities, "padded": np.ones((50, 50)), "none": np.zeros((length, length))}
-    rows = np.array([[2, 3, 20, 4, 5]])
-    rna_figures.matrices(tmp_path / "matrices.png", sequence, panels, {"exact": boxes, "padded": rows}, "a title")
-    assert (tmp_path / "matrices.png").stat().st_size > 10_000
-    exact, padded, none = figure[0].axes[:3]
-    assert [len(panel.patches) for panel in (exact, padded, none)] == [len(frequencies), 1, 0]
-    box = padded.patches[0]
-    assert (*box.get_xy(), box.get_width(), box.get_height()) == (19.5, 2.5, 5, 4)
-    assert exact.images[0].get_array().shape == padded.images[0].get_array().shape == (length, length)
-    np.testing.assert_array_equal(exact.images[0].get_array().filled(0), np.triu(found.probabilities, 1))
-    letters_shown = "".join(label.get_text() for label in exact.get_xticklabels(minor=True))
-    assert letters_shown == (sequence if length <= 40 else "")
-    assert [text.get_text() for text in figure[0].legends[0].get_texts()] == list(layout.TYPES)

@@ -8,12 +8,13 @@ from test_contract import moved
 
 from configs import rna_boxes
 from cvae_jax import buckets, evaluation, keys, tasks, training
-from cvae_jax.data import rna
+from cvae_jax.data import rna, rna_files
 from cvae_jax.distributions import Bernoulli, Categorical, Joint
 from cvae_jax.errors import UserError
 from cvae_jax.model import Draw, How, Train
 from cvae_jax.networks.pairs import ConvTower, fold, unfold, upper
 from cvae_jax.rna import boxes, folding, measures, prediction
+from cvae_jax.rna.ensemble import ensemble
 from cvae_jax.tasks.rna_boxes import training_weights, weights
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
@@ -99,7 +100,7 @@ def test_structures_of_one_sequence_are_factors():
     """Each structure of a batch has the densities that it has by itself, and the batch counts them all."""
     task = tasks.make_task(small("global, learned", structures=3))
     model = task.stages[0].model
-    arrays = rna.fit(rna.make(12, 10, 12, 4, seed=0)["train"], 16, 4)
+    arrays = rna_files.fit(rna.make(12, 10, 12, 4, seed=0)["train"], 16, 4)
     raw = {name: jnp.asarray(arrays[name]) for name in task.raw}
     index = jnp.arange(len(raw["length"]))
     batch = task.batch(raw, index, jnp.ones(len(index)), keys.per_example(jax.random.key(0), index), True)
@@ -204,14 +205,14 @@ def test_measures_of_a_model_and_of_baselines():
         assert len(values) == 3, name
         assert (values.ndim == 2) == (name in of.pooled), name
     assert set(of.pooled) < set(found)
-    exact = [folding.ensemble(sequence).probabilities for sequence in SEQUENCES]
+    exact = [ensemble(sequence).probabilities for sequence in SEQUENCES]
     baselines = of.baselines(batch)
     mfe = baselines["MFE of ViennaRNA"]
     assert set(mfe) < set(found)
     matrices = []
     for sequence in SEQUENCES:
         matrices.append(np.zeros((len(sequence), len(sequence))))
-        for i, j in folding.ensemble(sequence).mfe:
+        for i, j in ensemble(sequence).mfe:
             matrices[-1][i, j] = 1
     a, b = (np.concatenate([one[np.triu_indices(len(one), 1)] for one in some]) for some in (matrices, exact))
     assert of.pooled[measures.CORRELATION](mfe[measures.CORRELATION].sum(0)) == pytest.approx(np.corrcoef(a, b)[0, 1])
@@ -256,7 +257,7 @@ def test_settings_that_cannot_be_are_named(key, value, says):
 
 def test_buckets_hold_every_example_once_in_arrays_of_their_size():
     task = tasks.make_task(small("none"))
-    arrays = rna.fit(rna.make(60, 5, 16, 4, seed=1)["train"], 16, 4)
+    arrays = rna_files.fit(rna.make(60, 5, 16, 4, seed=1)["train"], 16, 4)
     parts = buckets.of_split(task, arrays)
     assert [part.arrays["sequence"].shape[1] for part in parts] == [12, 16]
     assert (parts[0].arrays["length"] <= 12).all() and (parts[1].arrays["length"] > 12).all()
@@ -279,7 +280,7 @@ def test_buckets_hold_every_example_once_in_arrays_of_their_size():
 
 def test_evaluation_gives_examples_back_in_the_order_of_the_split():
     task = tasks.make_task(small("none"))
-    arrays = rna.fit(rna.make(40, 5, 16, 4, seed=2)["train"], 16, 4)
+    arrays = rna_files.fit(rna.make(40, 5, 16, 4, seed=2)["train"], 16, 4)
     found = [(np.asarray(batch.x["length"]), valid) for batch, valid in evaluation.batches(task, arrays, 0)]
     positions = [np.asarray(batch.index)[:valid] for batch, valid in evaluation.batches(task, arrays, 0)]
     assert len(found) == 2

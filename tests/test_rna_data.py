@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import RNA
 
-from cvae_jax.data import rna, rna_tables
+from cvae_jax.data import rna, rna_files, rna_tables
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes
+from cvae_jax.rna import boxes, ensemble
+from cvae_jax.rna.sequences import decode
 
 ROOT = pathlib.Path(__file__).parents[1]
 CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
@@ -39,60 +39,7 @@ def structures_of(arrays, n):
     """Sequence n and its structures in dot-bracket notation."""
     length = arrays["length"][n]
     found = arrays["boxes"][n, : arrays["count"][n]]
-    return rna.decode(arrays["sequence"][n, :length]), [boxes.dot_bracket(boxes.pairs_of(one), length) for one in found]
-
-
-def test_letters():
-    codes = rna.encode("NACGUacgtTn")
-    assert codes.tolist() == [0, 1, 2, 3, 4, 1, 2, 3, 4, 4, 0] and codes.dtype == np.int8
-    assert rna.decode(codes) == "NACGUACGUUN"
-
-
-@pytest.mark.parametrize(
-    ("sequence", "message"),
-    [
-        ("", "empty"),
-        ("ACXG", "'X' at position 3"),
-        ("AC\u03b1", "'\u03b1' at position 3"),
-        ("A CG", "' ' at position 2"),
-    ],
-)
-def test_what_is_no_sequence(sequence, message):
-    for function in (rna.encode, lambda one: rna.sample(one, 1, 0), lambda one: rna.within(one, 1, 1)):
-        with pytest.raises(UserError, match=message):
-            function(sequence)
-
-
-def test_samples_are_of_the_ensemble():
-    sequence = "GACGGUAUCCGAAUGCCUGAGGAUUC"
-    compound = RNA.fold_compound(sequence)
-    compound.pf()
-    truth = np.array(compound.bpp())[1:, 1:]
-    number = 4000
-    found = rna.sample(sequence, number, 3)
-    seen = np.zeros_like(truth)
-    for structure in found:
-        seen[tuple(boxes.parse(structure)[0].T)] += 1 / number
-    error = np.sqrt(truth * (1 - truth) / number)
-    assert (abs(seen - truth) < 5 * error + 1e-3).all()
-    assert ((truth > 0.1) & (truth < 0.9)).sum() > 3
-    assert found == rna.sample(sequence, number, 3)
-    assert found != rna.sample(sequence, number, 4)
-    assert len(rna.sample(sequence, 1, 2**40)) == 1
-
-
-def test_structures_within_a_gap():
-    sequence = "GGGAAACUUCCAAAGGAGUACC"
-    found = rna.within(sequence, 3.0, 1000)
-    compound = RNA.fold_compound(sequence)
-    lowest = compound.mfe()[1]
-    energies = [compound.eval_structure(structure) for structure in found]
-    assert len(set(found)) == len(found) > 5
-    assert energies == sorted(energies) and energies[0] == pytest.approx(lowest) and energies[-1] <= lowest + 3.001
-    assert rna.within(sequence, 3.0, 4) == found[:4]
-    # Every structure of the ensemble with such an energy is among them.
-    drawn = set(rna.sample(sequence, 2000, 0))
-    assert {one for one in drawn if compound.eval_structure(one) < lowest + 2.99} <= set(found)
+    return decode(arrays["sequence"][n, :length]), [boxes.dot_bracket(boxes.pairs_of(one), length) for one in found]
 
 
 def test_without_viennarna(monkeypatch):
@@ -140,7 +87,7 @@ def test_make_within_a_gap():
     counts = []
     for n in range(6):
         sequence, structures = structures_of(arrays["train"], n)
-        assert structures == rna.within(sequence, 1.0, 5)
+        assert structures == ensemble.within(sequence, 1.0, 5)
         assert not arrays["train"]["boxes"][n, len(structures) :].any()
         counts.append(len(structures))
     assert min(counts) < 5 and min(counts) >= 1
@@ -175,11 +122,11 @@ def test_numbers_that_cannot_be(changes, message):
 
 def test_fit(splits):
     arrays = splits["train"]
-    larger = rna.fit(arrays, 40, 6)
+    larger = rna_files.fit(arrays, 40, 6)
     assert larger["sequence"].shape == (32, 40) and larger["boxes"].shape == (32, 6, boxes.max_boxes(40), 5)
     assert [structures_of(larger, n) for n in range(32)] == [structures_of(arrays, n) for n in range(32)]
     longest = int(arrays["length"].max())
-    smaller = rna.fit(larger, longest, 2)
+    smaller = rna_files.fit(larger, longest, 2)
     assert smaller["sequence"].shape == (32, longest) and smaller["boxes"].shape[1:3] == (2, boxes.max_boxes(longest))
     for n in range(32):
         sequence, structures = structures_of(arrays, n)
@@ -187,20 +134,20 @@ def test_fit(splits):
     with pytest.raises(
         UserError, match=f"has {longest} bases, .*set max_length={longest} or .*--max_len={longest - 1}"
     ):
-        rna.fit(arrays, longest - 1, 4)
+        rna_files.fit(arrays, longest - 1, 4)
 
 
 def test_load_made_anew():
     found = rna.load(settings(max_length=25))
     made = rna.make(12, 8, 20, 3, 0)
     assert found["train"]["sequence"].shape == (10, 25)
-    assert equal(found, {split: rna.fit(arrays, 25, 3) for split, arrays in made.items()})
+    assert equal(found, {split: rna_files.fit(arrays, 25, 3) for split, arrays in made.items()})
     with pytest.raises(UserError, match=r"max_length=15 is less than data\.max_len=20"):
         rna.load(settings(max_length=15))
 
 
 def test_save_and_load(tmp_path, splits):
-    rna.save(splits, tmp_path / "new" / "folder")
+    rna_files.save(splits, tmp_path / "new" / "folder")
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
         "test.npz",
         "train.npz",
@@ -209,7 +156,7 @@ def test_save_and_load(tmp_path, splits):
     found = rna.load(settings(tmp_path / "new" / "folder", max_length=30, num_sample=4))
     assert equal(found, splits)
     with pytest.raises(UserError, match=r"train\.npz exists; choose another folder"):
-        rna.save(splits, tmp_path / "new" / "folder")
+        rna_files.save(splits, tmp_path / "new" / "folder")
     (tmp_path / "new" / "folder" / "train.npz").unlink()
     (tmp_path / "new" / "folder" / "valid.npz").unlink()
     assert list(rna.load(settings(tmp_path / "new" / "folder", max_length=30))) == ["test"]
@@ -220,7 +167,7 @@ def test_save_and_load(tmp_path, splits):
 def test_save_where_nothing_can_be_written(tmp_path, splits):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        rna.save(splits, tmp_path / "file")
+        rna_files.save(splits, tmp_path / "file")
 
 
 def test_a_save_that_fails_leaves_no_split(tmp_path, splits, monkeypatch):
@@ -230,7 +177,7 @@ def test_a_save_that_fails_leaves_no_split(tmp_path, splits, monkeypatch):
 
     monkeypatch.setattr(np, "savez_compressed", fail)
     with pytest.raises(UserError, match="No space left on device"):
-        rna.save(splits, tmp_path)
+        rna_files.save(splits, tmp_path)
     assert not list(tmp_path.glob("*.npz"))
 
 
@@ -337,7 +284,7 @@ def test_command_make(tmp_path):
 
 
 def test_commands_that_fail(tmp_path, splits):
-    rna.save(splits, tmp_path)
+    rna_files.save(splits, tmp_path)
     assert command("make", "--out", tmp_path).startswith(f"error: {tmp_path}/train.npz exists")
     assert command("make", "--num_seq=0", "--out", tmp_path / "a").startswith("error: num_seq=0")
     assert command("make", "--num_seq=many", "--out", tmp_path / "a").startswith("error: argument --num_seq")

@@ -3,15 +3,10 @@
     python -m cvae_jax.data.rna make --min_len=10 --max_len=100 --num_seq=1000 --num_sample=10 --out=FOLDER
     python -m cvae_jax.data.rna convert ArchiveII.csv.gz --max_len=100 --out=FOLDER
 
-The arrays of a split are
-  sequence: int8 [n, max_len], letters as in LETTERS, 0 beyond the sequence;
-  length: int32 [n], in bases;
-  boxes: int16 [n, num_sample, max_boxes(max_len), 5], see cvae_jax.rna.boxes, rows of 0 beyond the boxes;
-  count: int32 [n], how many of the num_sample structures there are.
+The arrays of a split are those that rna_files lists.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 import time
@@ -21,89 +16,12 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from cvae_jax.data import npz, rna_tables
+from cvae_jax.data import rna_files, rna_tables
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes
+from cvae_jax.rna import boxes, ensemble
+from cvae_jax.rna.sequences import decode, encode
 
-LETTERS = "NACGU"  # N is any base, and what stands beyond a sequence
-
-SPLITS = ("train", "valid", "test")
 MAX_LEN = 2**15 - 1  # boxes are int16
-
-ASCII = np.frombuffer(LETTERS.encode(), np.uint8)
-CODES = np.full(256, -1, np.int8)
-for code, letter in enumerate(LETTERS):
-    CODES[[ord(letter), ord(letter.lower())]] = code
-CODES[[ord("T"), ord("t")]] = LETTERS.index("U")
-
-
-def encode(sequence: str) -> np.ndarray:
-    """A sequence as codes, int8 [length], positions in LETTERS; T is U, and lower case is as good as upper.
-
-    Raises:
-      UserError: for an empty sequence or another letter.
-    """
-    codes = CODES[np.frombuffer(sequence.encode("latin-1", "replace"), np.uint8)]
-    if not len(codes):
-        raise UserError(f"the sequence is empty; write it with the letters {LETTERS}")
-    if codes.min() < 0:
-        wrong = int(np.argmin(codes))
-        raise UserError(
-            f"sequence: {sequence[wrong]!r} at position {wrong + 1} is no base; write it with the letters {LETTERS}"
-        )
-    return codes
-
-
-def decode(codes: np.ndarray) -> str:
-    """The sequence of codes 0 to 4, int [length]."""
-    return ASCII[np.asarray(codes)].tobytes().decode()
-
-
-def vienna() -> Any:
-    """The module of ViennaRNA, which is imported only where structures are computed.
-
-    Raises:
-      UserError: where it is not installed.
-    """
-    try:
-        import RNA
-    except ImportError:
-        raise UserError("computing RNA structures needs ViennaRNA; pip install -e '.[rna]'") from None
-    return RNA
-
-
-def _compound(sequence: str) -> Any:
-    """ViennaRNA's handle of a sequence, from which structures can be drawn."""
-    settings = vienna().md()
-    settings.uniq_ML = 1  # each structure is found in one way
-    settings.compute_bpp = 0  # pair probabilities cost as much as the rest, and samples do not need them
-    return vienna().fold_compound(decode(encode(sequence)), settings)
-
-
-def sample(sequence: str, count: int, seed: int) -> list[str]:
-    """`count` structures in dot-bracket notation from the Boltzmann ensemble at 37 degrees, the same for a seed.
-
-    Raises:
-      UserError: for what is no sequence, or without ViennaRNA.
-    """
-    compound = _compound(sequence)
-    compound.exp_params_rescale(compound.mfe()[1])  # keeps the sums of long sequences in range
-    compound.pf()
-    vienna().init_rand(seed % 2**32)
-    return list(compound.pbacktrack(count))
-
-
-def within(sequence: str, gap: float, count: int) -> list[str]:
-    """The structures within `gap` kcal/mol of the lowest energy, lowest first, at most `count`.
-
-    All of them are made before they are cut: their number grows exponentially in the gap and the length.
-
-    Raises:
-      UserError: for what is no sequence, or without ViennaRNA.
-    """
-    by_energy = 1
-    found = _compound(sequence).subopt(round(100 * gap), by_energy)
-    return [one.structure for one in found[:count]]
 
 
 def make(
@@ -131,7 +49,7 @@ def make(
       progress: whether a terminal shows a bar.
 
     Returns:
-      For each split the arrays that the module's docstring lists.
+      For each split the arrays that `rna_files` lists.
 
     Raises:
       UserError: for numbers that cannot be, or without ViennaRNA.
@@ -150,9 +68,9 @@ def make(
         for codes, one in zip(bar, seeds, strict=True):
             sequence = decode(codes)
             if energy_gap is None:
-                found = sample(sequence, num_sample, one)
+                found = ensemble.sample(sequence, num_sample, one)
             else:
-                found = within(sequence, energy_gap, num_sample)
+                found = ensemble.within(sequence, energy_gap, num_sample)
             known = {structure: boxes.boxes_of(boxes.parse(structure)[0]) for structure in set(found)}
             yield [known[structure] for structure in found]
 
@@ -195,7 +113,7 @@ def _split(
     order = rng.permutation(len(arrays["length"]))
     splits = {}
     start = 0
-    for split in SPLITS:
+    for split in rna_files.SPLITS:
         part = order[start : start + sizes[split]]
         start += sizes[split]
         if len(part):
@@ -225,39 +143,8 @@ def _pack(
     return {"sequence": sequence, "length": length, "boxes": packed, "count": count}
 
 
-def fit(arrays: dict[str, np.ndarray], max_length: int, num_sample: int) -> dict[str, np.ndarray]:
-    """A split's arrays, padded or cut to sequences of max_length, num_sample structures and the boxes of that length.
-
-    Raises:
-      UserError: for a longer sequence.
-    """
-    longest = int(arrays["length"].max())
-    if longest > max_length:
-        raise UserError(
-            f"a sequence has {longest} bases, more than max_length={max_length}; set max_length={longest} or make the "
-            f"data with --max_len={max_length}"
-        )
-    shape = (num_sample, boxes.max_boxes(max_length), 5)
-    if arrays["boxes"][:, :num_sample, shape[1] :, 0].any():
-        raise UserError(f"a structure has more than the {shape[1]} boxes of max_length={max_length}; set a larger one")
-    return {
-        "sequence": _resize(arrays["sequence"], (max_length,)),
-        "length": arrays["length"],
-        "boxes": _resize(arrays["boxes"], shape),
-        "count": np.minimum(arrays["count"], num_sample),
-    }
-
-
-def _resize(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Examples of this shape: what lies beyond it is cut, what lacks is 0."""
-    resized = np.zeros((len(array), *shape), array.dtype)
-    both = (slice(None), *(slice(min(sides)) for sides in zip(shape, array.shape[1:], strict=True)))
-    resized[both] = array[both]
-    return resized
-
-
 def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of each split, made anew or from a folder of `save`.
+    """The arrays of each split, made anew or from a folder of `rna_files.save`.
 
     Args:
       settings: `dir`, the folder, or "" to make the data of `num_seq`, `min_len`, `max_len` and `seed`; `max_length`
@@ -273,97 +160,14 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
             settings.num_seq, settings.min_len, settings.max_len, settings.num_sample, settings.seed, progress=True
         )
     else:
-        splits = _read(pathlib.Path(settings.dir).expanduser())
+        splits = rna_files.read(pathlib.Path(settings.dir).expanduser())
     fitted = {}
     for split, arrays in splits.items():
         try:
-            fitted[split] = fit(arrays, settings.max_length, settings.num_sample)
+            fitted[split] = rna_files.fit(arrays, settings.max_length, settings.num_sample)
         except UserError as error:
             raise UserError(f"split {split}: {error}") from None
     return fitted
-
-
-def _read(folder: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
-    """The checked arrays of the splits in a folder."""
-    rna_tables.refuse_pickle(folder)
-    paths = {split: folder / f"{split}.npz" for split in SPLITS if (folder / f"{split}.npz").exists()}
-    if not paths:
-        for path in sorted(folder.glob("*.*")) if folder.is_dir() else ():
-            rna_tables.refuse_pickle(path)
-        raise UserError(
-            f"data.dir={str(folder)!r} is no folder with train.npz; python -m cvae_jax.data.rna make --out=FOLDER "
-            "writes one"
-        )
-    splits = {}
-    for split, path in paths.items():
-        splits[split] = npz.read(path)
-        try:
-            splits[split] = _checked(splits[split])
-        except UserError as error:
-            raise UserError(f"{path}: {error}; write it with python -m cvae_jax.data.rna") from None
-    return splits
-
-
-def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of a file, after a look at all that the rest of the program relies on."""
-    axes = {"sequence": 2, "length": 1, "boxes": 4, "count": 1}
-    if sorted(arrays) != sorted(axes):
-        raise UserError(f"the arrays are {', '.join(arrays)}, expected {', '.join(axes)}")
-    for name, number in axes.items():
-        if arrays[name].ndim != number or arrays[name].dtype.kind not in "iu" or not arrays[name].size:
-            raise UserError(
-                f"{name} is {arrays[name].dtype}{list(arrays[name].shape)}, no whole numbers of {number} axes"
-            )
-    sequence, length, found, count = (arrays[name] for name in axes)
-    if len({len(array) for array in arrays.values()}) != 1:
-        raise UserError(f"the arrays differ in length: {[len(array) for array in arrays.values()]}")
-    if found.shape[-1] != 5:
-        raise UserError(f"boxes have {found.shape[-1]} numbers, expected 5")
-    if sequence.min() < 0 or sequence.max() >= len(LETTERS):
-        raise UserError(f"sequence has codes outside 0 to {len(LETTERS) - 1}")
-    if length.min() < 1 or length.max() > sequence.shape[1]:
-        raise UserError(f"length is outside 1 to {sequence.shape[1]}")
-    if (sequence * (np.arange(sequence.shape[1]) >= length[:, None])).any():
-        raise UserError("sequence is not 0 beyond its length")
-    if count.min() < 1 or count.max() > found.shape[1]:
-        raise UserError(f"count is outside 1 to {found.shape[1]}")
-    kind = found[..., 0]
-    if (kind[np.arange(found.shape[1]) >= count[:, None]] != 0).any():
-        raise UserError("there are boxes in structures beyond count")
-    real = found[kind != 0].astype(np.int64)
-    ends = np.broadcast_to(length[:, None, None], kind.shape)[kind != 0]
-    low, high = real[:, 1:3], real[:, 1:3] + real[:, 3:]
-    if (real[:, 0] < 0).any() or (real[:, 0] > len(boxes.TYPES)).any():
-        raise UserError(f"boxes have types outside 0 to {len(boxes.TYPES)}")
-    if (low < 0).any() or (high <= low).any() or (high > ends[:, None]).any() or (low[:, 0] >= high[:, 1] - 1).any():
-        raise UserError("boxes reach beyond their sequence or its upper triangle")
-    wanted = {"sequence": np.int8, "length": np.int32, "boxes": np.int16, "count": np.int32}
-    return {name: arrays[name].astype(dtype, copy=False) for name, dtype in wanted.items()}
-
-
-def save(splits: dict[str, dict[str, Any]], folder: str | os.PathLike[str]) -> None:
-    """Writes train.npz, valid.npz and test.npz of those splits, each as a whole or not at all.
-
-    Raises:
-      UserError: for a folder that has one of them already, or cannot be written.
-    """
-    path = pathlib.Path(folder).expanduser()
-    _check_empty(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for split, arrays in splits.items():
-            unfinished = path / f".{split}.npz.unfinished"
-            with open(unfinished, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            unfinished.replace(path / f"{split}.npz")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder") from None
-
-
-def _check_empty(folder: pathlib.Path) -> None:
-    for split in SPLITS:
-        if (folder / f"{split}.npz").exists():
-            raise UserError(f"{folder / split}.npz exists; choose another folder, or remove the data set there")
 
 
 def convert(
@@ -450,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     left_out: dict[str, int] = {}
     try:
-        _check_empty(pathlib.Path(flags.out).expanduser())
+        rna_files.check_empty(pathlib.Path(flags.out).expanduser())
         shares = {"valid_share": flags.valid_share, "test_share": flags.test_share, "seed": flags.seed}
         if flags.command == "make":
             splits = make(
@@ -467,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
             left_out = table.left_out
             splits = convert(table, flags.max_len, flags.num_sample, **shares)
         seconds = time.perf_counter() - start
-        save(splits, flags.out)
+        rna_files.save(splits, flags.out)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import jax
 
 from cvae_jax import experiment
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes, folding
+from cvae_jax.rna import boxes, scores
 from cvae_jax.rna.prediction import predict
 
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for structure in sorted(set(drawn), key=lambda structure: -drawn.count(structure))[:5]:
             print(f"{structure}  {drawn.count(structure) / len(drawn):.0%} of {len(drawn)} samples")
         for (kind, x0, y0, wx, wy), probability in zip(one.boxes.boxes.tolist(), one.boxes.probability, strict=True):
-            if probability >= folding.PROBABLE:
+            if probability >= scores.PROBABLE:
                 name = boxes.TYPES[kind - 1]
                 print(f"  {probability:.2f} {name}: rows {x0 + 1}-{x0 + wx}, columns {y0 + 1}-{y0 + wy}")
 

@@ -1,4 +1,4 @@
-"""Secondary structures made of the boxes that a model draws, and how they compare with the thermodynamic ensemble.
+"""Secondary structures made of the boxes, or of the pair probabilities, that a model gives.
 
 Positions count from 0. `pairs` are int [n, 2], a row (i, j) with i < j a base pair; `length` is the number of bases.
 """
@@ -9,41 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvae_jax.data import rna
 from cvae_jax.errors import UserError
 from cvae_jax.rna import boxes as layout
+from cvae_jax.rna.sequences import LETTERS, encode
 
-PROBABLE = 0.1  # from which a box counts as predicted, or as one that the ensemble has
 LEAST_HAIRPIN = 3  # unpaired bases that the closing pair of a hairpin needs between its two
 CANONICAL = ("AU", "UA", "CG", "GC", "GU", "UG")
 LARGEST_SIDE = 163  # the codes of boxes are int32: 3 side^4 must stay below 2^31
-
-
-class Ensemble(NamedTuple):
-    """The thermodynamic truth of one sequence of `length` bases. Read-only: it is shared between callers."""
-
-    probabilities: np.ndarray  # float64 [length, length]: of each pair i < j in the Boltzmann ensemble, 0 below
-    mfe: np.ndarray  # pairs of the structure of minimum free energy
-    mea: np.ndarray  # pairs of the structure of maximum expected accuracy, see `assemble_pairs`
-
-
-@functools.lru_cache(maxsize=4096)  # several models are measured on the same sequences
-def ensemble(sequence: str) -> Ensemble:
-    """Exact pair probabilities, MFE and MEA structure of a sequence by ViennaRNA, at 37 °C. Draws no random numbers.
-
-    Raises:
-      UserError: for what is no sequence, or without ViennaRNA.
-    """
-    fold = rna.vienna().fold_compound(rna.decode(rna.encode(sequence)))
-    structure, energy = fold.mfe()
-    fold.exp_params_rescale(energy)  # else the partition function of a long sequence overflows
-    fold.pf()
-    probabilities = np.triu(np.array(fold.bpp(), np.float64)[1:, 1:], 1)
-    # Not fold.MEA(): see `assemble_pairs`.
-    found = Ensemble(probabilities, layout.parse(structure)[0], assemble_pairs(probabilities))
-    for array in found:
-        array.flags.writeable = False
-    return found
 
 
 class Boxes(NamedTuple):
@@ -222,135 +194,6 @@ def assemble_pairs(probabilities: np.ndarray, sequence: str | None = None, gamma
 @functools.lru_cache(maxsize=64)  # every sample of a sequence asks again
 def _canonical(sequence: str) -> np.ndarray:
     """Which bases can pair, bool [length, length]."""
-    table = np.array([[first + second in CANONICAL for second in rna.LETTERS] for first in rna.LETTERS])
-    codes = rna.encode(sequence)
+    table = np.array([[first + second in CANONICAL for second in LETTERS] for first in LETTERS])
+    codes = encode(sequence)
     return table[np.ix_(codes, codes)]
-
-
-def pair_f1(a: np.ndarray, b: np.ndarray) -> float:
-    """Harmonic mean of the shares of either structure's pairs that the other has too; 1 if both have none."""
-    return float(1 - distances([a], [b])[0, 0])
-
-
-def distances(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
-    """1 - `pair_f1` of all structures of one list and all of another, float64 [len(a), len(b)]."""
-    every = [np.asarray(pairs, np.int64).reshape(-1, 2) for pairs in (*a, *b)]
-    owner = np.repeat(np.arange(len(every)), [len(pairs) for pairs in every])
-    i, j = np.concatenate(every).T
-    distinct, which = np.unique(i << 32 | j, return_inverse=True)
-    holds = np.zeros((len(every), len(distinct)))
-    holds[owner, which] = 1
-    one, two = holds[: len(a)], holds[len(a) :]
-    both, total = one @ two.T, one.sum(1)[:, None] + two.sum(1)
-    return np.where(total == 0, 0.0, 1 - 2 * both / np.maximum(total, 1))
-
-
-def mcc(predicted: np.ndarray, truth: np.ndarray, length: int) -> float:
-    """Matthews' correlation coefficient of the pairs of two structures, over all i < j of `length` bases.
-
-    Where it is 0 / 0, as one of the structures has no pair: 1 if both have none, else 0.
-    """
-    one, two = set(map(tuple, predicted.tolist())), set(map(tuple, truth.tolist()))
-    shared, positive, true, every = len(one & two), len(one), len(two), length * (length - 1) // 2
-    scale = positive * (every - positive) * true * (every - true)
-    if scale == 0:
-        return float(positive == true == shared)
-    return (shared * every - positive * true) / scale**0.5
-
-
-def ged_squared(model: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    """Squared generalised energy distance of a model's structures from the ensemble's, under d = 1 - pair F1.
-
-    2 E d(model, truth) - E d(model, model') - E d(truth, truth'), each the mean over all pairs of structures, those of
-    a structure with itself included (a V-statistic, as of Kohl et al. 2018). Since 1 - d is a positive semi-definite
-    kernel, that is never negative, and 0 exactly where every structure has the same share of both lists. Leaving self
-    pairs out would make it unbiased, but negative for a good model. Its bias is E d(model, model') / len(model) and
-    likewise of the truth: compare models by equal numbers of structures.
-    """
-    return float(2 * distances(model, truth).mean() - distances(model, model).mean() - distances(truth, truth).mean())
-
-
-def diversity(structures: list[np.ndarray]) -> float:
-    """Expected d = 1 - pair F1 of two draws: the mean over pairs of different draws, equal or not; 0 of a single one.
-
-    Unbiased, so that it does not depend on how many were drawn.
-    """
-    count = len(structures)
-    return float(distances(structures, structures).sum() / max(count * (count - 1), 1))
-
-
-def correlation_sums(predicted: np.ndarray, exact: np.ndarray, length: int) -> np.ndarray:
-    """What `correlation` needs of one sequence; add it over sequences to pool them.
-
-    Args:
-      predicted: [side, side], pair probabilities; side may exceed the length.
-      exact: likewise.
-      length: of the sequence.
-
-    Returns:
-      float64 [6]: number of i < j below the length, and the sums of a, b, a a, b b and a b over them.
-    """
-    upper = np.triu_indices(length, 1)
-    a, b = np.asarray(predicted, np.float64)[upper], np.asarray(exact, np.float64)[upper]
-    return np.array([len(a), a.sum(), b.sum(), a @ a, b @ b, a @ b])
-
-
-def correlation(sums: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the numbers behind sums [..., 6]: float64 [...], NaN where either is constant."""
-    n, a, b, aa, bb, ab = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
-    spread_a, spread_b = n * aa - a * a, n * bb - b * b
-    varies = (spread_a > 1e-12 * n * aa) & (spread_b > 1e-12 * n * bb)  # else it is rounding
-    scale = np.sqrt(np.where(varies, spread_a, 1)) * np.sqrt(np.where(varies, spread_b, 1))
-    return np.where(varies, (n * ab - a * b) / scale, np.nan)
-
-
-def box_frequencies(structures: list[np.ndarray]) -> dict[tuple[int, ...], float]:
-    """Box (type, x0, y0, wx, wy) -> share of the structures, given by their pairs, that hold it."""
-    counts: dict[tuple[int, ...], int] = {}
-    for pairs in structures:
-        for box in set(map(tuple, layout.boxes_of(pairs).tolist())):
-            counts[box] = counts.get(box, 0) + 1
-    return {box: count / len(structures) for box, count in counts.items()}
-
-
-def box_counts(predicted: Boxes, truth: dict[tuple[int, ...], float], level: float = PROBABLE) -> np.ndarray:
-    """What `box_scores` needs of one sequence; add it over sequences to pool them.
-
-    Args:
-      predicted: by a model; equally probable ones rank in the order in which they stand.
-      truth: of `box_frequencies`; those of a frequency of at least `level` are to be found.
-      level: from which a box counts as there, of the truth and of the prediction.
-
-    Returns:
-      int64 [3, 4], a row a type (stem, internal loop, hairpin): numbers of boxes to be found, of boxes predicted, of
-      hits among the latter, and of hits among as many most probable predictions as there are boxes to be found.
-    """
-    wanted = {box for box, frequency in truth.items() if frequency >= level}
-    order = np.argsort(-predicted.probability, kind="stable")
-    ranked = list(map(tuple, predicted.boxes[order].tolist()))
-    hit = np.array([box in wanted for box in ranked], bool)
-    kind, there = predicted.boxes[order, 0], predicted.probability[order] >= level
-    counts = []
-    for number in (1, 2, 3):
-        of_type = kind == number
-        true = sum(box[0] == number for box in wanted)
-        counts.append([true, (of_type & there).sum(), (of_type & there & hit).sum(), hit[of_type][:true].sum()])
-    return np.array(counts, np.int64)
-
-
-class BoxScores(NamedTuple):
-    """How well boxes are found, each float64 [...]; NaN where it is 0 / 0."""
-
-    sensitivity: np.ndarray  # share of the boxes to be found that are predicted
-    precision: np.ndarray  # share of the predicted boxes that were to be found
-    matched_precision: np.ndarray  # share found, by predicting as many as are to be found: R-precision
-
-
-def box_scores(counts: np.ndarray) -> BoxScores:
-    """The scores of counts [..., 4] of `box_counts`, or of their sums over sequences, types or both."""
-    true, predicted, hits, matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
-
-    def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
-
-    return BoxScores(ratio(hits, true), ratio(hits, predicted), ratio(matched, true))

@@ -12,10 +12,10 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import inference, keys
-from cvae_jax.data import rna
 from cvae_jax.model import Batch, How, Measures, Model, Proposal, Variables
 from cvae_jax.networks.pairs import unfold
-from cvae_jax.rna import boxes, figures, folding, prediction
+from cvae_jax.rna import boxes, figures, folding, prediction, scores
+from cvae_jax.rna.ensemble import Ensemble, ensemble, sample
 
 STRUCTURES = 1000  # of the ensemble, for the frequency of boxes
 SAMPLES_PER_CALL = 10  # of every pixel's classes: a gigabyte if all were held at once
@@ -46,7 +46,7 @@ def sampled(model: Model, variables: Variables, batch: Batch, sample_keys: Array
 class Truth(NamedTuple):
     """What ViennaRNA says of a sequence."""
 
-    ensemble: folding.Ensemble
+    ensemble: Ensemble
     structures: list[np.ndarray]  # COMPARED samples of it
     frequencies: dict[tuple[int, ...], float]  # of boxes in STRUCTURES samples
 
@@ -54,10 +54,10 @@ class Truth(NamedTuple):
 @functools.lru_cache(maxsize=4096)  # several models are measured on the same sequences
 def truth_of(sequence: str) -> Truth:
     """The exact pair probabilities and samples of the ensemble, the same at each call."""
-    drawn = rna.sample(sequence, STRUCTURES, zlib.crc32(sequence.encode()))
+    drawn = sample(sequence, STRUCTURES, zlib.crc32(sequence.encode()))
     parsed = {structure: boxes.parse(structure)[0] for structure in set(drawn)}
     structures = [parsed[structure] for structure in drawn]
-    return Truth(folding.ensemble(sequence), structures[:COMPARED], folding.box_frequencies(structures))
+    return Truth(ensemble(sequence), structures[:COMPARED], scores.box_frequencies(structures))
 
 
 def of_pairs(probabilities: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
@@ -65,25 +65,25 @@ def of_pairs(probabilities: np.ndarray, exact: np.ndarray) -> dict[str, Any]:
     rows, columns = np.triu_indices(len(exact), 1)
     error = np.abs(probabilities - exact)[rows, columns]
     return {
-        CORRELATION: folding.correlation_sums(probabilities, exact, len(exact)),
+        CORRELATION: scores.correlation_sums(probabilities, exact, len(exact)),
         ERROR: np.array([error.sum(), len(error)]),
     }
 
 
 def of_structure(pairs: np.ndarray, wanted: np.ndarray, length: int) -> dict[str, Any]:
     """The measures of one structure against the one that is wanted."""
-    return {F1: folding.pair_f1(pairs, wanted), MCC: folding.mcc(pairs, wanted, length)}
+    return {F1: scores.pair_f1(pairs, wanted), MCC: scores.mcc(pairs, wanted, length)}
 
 
 def of_distribution(structures: list[np.ndarray], truth: Truth, way: str) -> dict[str, Any]:
     """The measures of sampled structures against those of the ensemble."""
-    diversity = folding.diversity(structures) if len(structures) > 1 else 0.0
-    return {GED.format(way): folding.ged_squared(structures, truth.structures), DIVERSITY.format(way): diversity}
+    diversity = scores.diversity(structures) if len(structures) > 1 else 0.0
+    return {GED.format(way): scores.ged_squared(structures, truth.structures), DIVERSITY.format(way): diversity}
 
 
 def of_boxes(predicted: folding.Boxes, truth: Truth) -> dict[str, Any]:
-    """The counts of boxes, [4] each, see `folding.box_counts`."""
-    counts = folding.box_counts(predicted, truth.frequencies)
+    """The counts of boxes, [4] each, see `scores.box_counts`."""
+    counts = scores.box_counts(predicted, truth.frequencies)
     by_kind = dict(zip(KINDS, [counts.sum(0), *counts], strict=True))
     return {BOXES.format(kind, score): numbers for kind, numbers in by_kind.items() for score in SCORES}
 
@@ -140,9 +140,9 @@ def pictures(
         model, variables, jax.tree.map(lambda leaf: leaf[longest : longest + 1], batch), how, key, num_samples
     )
     truth = truth_of(one.sequence)
-    probable = {box: share for box, share in truth.frequencies.items() if share >= folding.PROBABLE}
+    probable = {box: share for box, share in truth.frequencies.items() if share >= scores.PROBABLE}
     exact = folding.Boxes(np.array(list(probable), np.int16).reshape(-1, 5), np.array(list(probable.values())))
-    likely = one.boxes.probability >= folding.PROBABLE
+    likely = one.boxes.probability >= scores.PROBABLE
     panels = {"ensemble": truth.ensemble.probabilities, "model": one.probabilities}
     outlined = {"ensemble": exact, "model": folding.Boxes(one.boxes.boxes[likely], one.boxes.probability[likely])}
     sampled_structures = {"ensemble": truth.structures, "model": one.structures}
@@ -169,7 +169,7 @@ def baselines(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
                 | of_boxes(folding.Boxes(only, np.ones(len(only))), truth)
             )
         # Other samples than those of the truth.
-        drawn = [boxes.parse(one)[0] for one in rna.sample(sequence, COMPARED, 1 + zlib.crc32(sequence.encode()))]
+        drawn = [boxes.parse(one)[0] for one in sample(sequence, COMPARED, 1 + zlib.crc32(sequence.encode()))]
         matrix = np.zeros((length, length))
         for pairs in drawn[:10]:
             matrix[pairs[:, 0], pairs[:, 1]] += 0.1
@@ -185,7 +185,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def _score(number: int) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda sums: folding.box_scores(sums)[number]
+    return lambda sums: scores.box_scores(sums)[number]
 
 
 def measures(num_samples: int) -> Measures:
@@ -194,6 +194,6 @@ def measures(num_samples: int) -> Measures:
     return Measures(
         functools.partial(of_batch, num_samples=num_samples),
         known={CORRELATION: 1.0, ERROR: 0.0},
-        pooled={CORRELATION: folding.correlation, ERROR: _ratio, **pooled},
+        pooled={CORRELATION: scores.correlation, ERROR: _ratio, **pooled},
         baselines=baselines,
     )

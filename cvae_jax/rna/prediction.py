@@ -1,6 +1,6 @@
 """What a model of RNA boxes predicts of a sequence: boxes with their probabilities, structures, pair probabilities.
 
-python -m cvae_jax.rna.prediction --workdir=runs/rna GGGAAAACCC GGCGAAAGCAAC
+python -m cvae_jax.rna --workdir=runs/rna GGGAAAACCC GGCGAAAGCAAC
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import inference
-from cvae_jax.data import rna
 from cvae_jax.errors import UserError
 from cvae_jax.model import Batch, Draw, How, Model, Variables
 from cvae_jax.networks.pairs import unfold
 from cvae_jax.rna import boxes, folding
+from cvae_jax.rna.sequences import decode
 
 EXAMPLES_PER_CALL = 8  # whose samples are held at once: 100 of 60 bases take 35 MB each
 
@@ -77,7 +77,7 @@ def answers(draw: Draw) -> dict[str, Array]:
 
 def sequence_of(batch: Batch, row: int) -> str:
     """The sequence of an example."""
-    return rna.decode(np.asarray(batch.x["sequence"][row, : int(batch.x["length"][row])]))
+    return decode(np.asarray(batch.x["sequence"][row, : int(batch.x["length"][row])]))
 
 
 def in_parts(batch: Batch) -> Iterator[tuple[Batch, int]]:

@@ -15,13 +15,13 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import objectives
-from cvae_jax.data import rna
 from cvae_jax.errors import UserError
 from cvae_jax.model import Batch, Buckets, Task, Variables
 from cvae_jax.networks.box_cvae import HEADS, LATENTS, BoxNetworks, likelihood
 from cvae_jax.networks.cvae import PRIORS, make_model
 from cvae_jax.networks.pairs import TOWERS, AxialTower, fold, unfold, upper
 from cvae_jax.rna import boxes, measures
+from cvae_jax.rna.sequences import encode
 
 NEAR = 10  # pixels around boxes that count in full under a soft mask
 
@@ -100,7 +100,7 @@ def make_task(config: Any) -> Task:
 
     def observe(x: Sequence[str], y: Sequence[str] | None = None) -> Batch:
         """Batch of a user's sequences, and of a structure of each in dot-bracket notation, or None."""
-        codes = [rna.encode(sequence) for sequence in x]
+        codes = [encode(sequence) for sequence in x]
         longest = max(len(one) for one in codes)
         if longest > side:
             raise UserError(f"a sequence has {longest} bases, more than the {side} of data.max_length; train with more")
