@@ -52,12 +52,12 @@ def get_config(variant: str = "") -> ConfigDict:
         latent=20,
         hidden=64,  # of the recognition and the prior network
         decoder=32,  # of each head
-        batch_size=16,
+        batch_size=8,
         epochs=5,
         averaging=0.999,
         steps_per_call=1,  # each call's length is compiled for each bucket; take more on accelerators
         optimizer={
-            "learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 200, "weight_decay": 0.01, "clip_norm": 100.0
+            "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 200, "weight_decay": 0.01, "clip_norm": 100.0
         },
     )  # fmt: skip
     # Dense targets repeat a box at each of its pixels, so z would tell far more than which structure it is, and samples
