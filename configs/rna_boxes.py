@@ -69,7 +69,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.mask = 1.0 if "run_2" in options else 0.1
         config.normalise = config.scalar_sizes = True
         config.buckets = (50, 76, 100)
-        config.data.update(num_seq=1000, max_len=100, max_length=200)
+        config.data.update(num_seq=1000, max_len=100)
         config.cvae.update(
             network="conv", filters=(32, 32, 64, 64, 64, 128, 128), width=9, z="pixel", hidden=50, decoder=20,
             batch_size=20, epochs=50, averaging=0.0,

@@ -90,7 +90,11 @@ def ais(
 
 
 def simulate(model: Model, variables: Variables, batch: Batch, key: Array) -> tuple[Batch, PyTree]:
-    """The batch with a y drawn from p(y|x), and the z it was drawn with: an exact sample of p(z|x,y)."""
+    """The batch with a y drawn from p(y|x), and the z it was drawn with: an exact sample of p(z|x,y).
+
+    Elements of weight 0, which p(y|x,z) leaves out, are 0: a recognition network that saw them would know more of
+    that z than y tells.
+    """
     shared = (variables, keys.substream(key, "simulate"))
     done = _in_blocks(partial(_simulate, model), shared, batch._replace(y=None))
     y, z = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(batch.index)], *done)
@@ -221,7 +225,10 @@ def _simulate(model: Model, variables: Variables, key: Array, batch: Batch) -> t
     """y and z of every example."""
     z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(keys.per_example(key, batch.index))
     draw = model.draw(variables, model.encode(variables, batch), z_keys, "prior")
-    return draw.p_y.sample(y_keys), draw.z
+    y = draw.p_y.sample(y_keys)
+    if batch.weight is not None:
+        y = jax.tree.map(lambda one, weight: jnp.where(weight == 0, jnp.zeros_like(one), one), y, batch.weight)
+    return y, draw.z
 
 
 @partial(jax.jit, static_argnums=(0, 1))

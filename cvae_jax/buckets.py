@@ -29,7 +29,7 @@ def of_split(task: Task, arrays: dict[str, np.ndarray], fewest: int = 1) -> list
         return [Bucket(arrays, np.arange(count, dtype=np.int32))]
     number = np.searchsorted(task.buckets.limits, task.buckets.size(arrays))
     groups: list[tuple[int, np.ndarray]] = []  # limit, positions
-    for limit, one in zip(task.buckets.limits, range(len(task.buckets.limits)), strict=True):
+    for one, limit in enumerate(task.buckets.limits[: number.max(initial=0) + 1]):
         positions = np.flatnonzero(number == one)
         if groups and len(groups[-1][1]) < fewest:
             positions = np.sort(np.concatenate([groups.pop()[1], positions]))
@@ -42,3 +42,11 @@ def of_split(task: Task, arrays: dict[str, np.ndarray], fewest: int = 1) -> list
         Bucket(task.buckets.cut({name: array[rows] for name, array in arrays.items()}, limit), rows.astype(np.int32))
         for limit, rows in groups
     ]
+
+
+def together(task: Task, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All examples in one group, padded no further than to the limit that the largest needs."""
+    if task.buckets is None:
+        return {name: arrays[name] for name in task.raw}
+    limit = task.buckets.limits[int(np.searchsorted(task.buckets.limits, task.buckets.size(arrays)).max())]
+    return task.buckets.cut({name: arrays[name] for name in task.raw}, limit)

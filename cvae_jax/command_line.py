@@ -1,9 +1,11 @@
 """How train.py and eval.py start: flags in, and what a user did wrong out as one line with exit code 1."""
 
+import argparse
 import logging
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import absl.logging
 from absl import app, flags
@@ -32,6 +34,14 @@ def run(main: Callable[[], None]) -> None:
             sys.exit("interrupted; the same command goes on from the last checkpoint")
 
     app.run(guarded, flags_parser=_parse)
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the other commands, python -m cvae_jax...: wrong flags end in one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong with a flag, and exits."""
+        sys.exit(f"error: {message}; --help lists the flags")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -36,7 +36,7 @@ class Measured(NamedTuple):
     cells: Cells
     simulated: Cells  # on y drawn from the model itself, with the bounds of bidirectional Monte Carlo; {} without
     code: LatentCode | None  # None without a trained recognition network
-    own: dict[str, np.ndarray]  # what the task measures beside: name -> values [examples]
+    own: dict[str, np.ndarray]  # what the task measures beside: name -> [examples] or [examples, numbers]
 
 
 def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tuple[Batch, int]]:
@@ -193,15 +193,17 @@ def evaluate(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
+    runs = [
+        run._replace(arrays={name: array[: num_examples or None] for name, array in run.arrays.items()}) for run in runs
+    ]
     found = Findings([], [], [], [])
     for run in runs:
-        arrays = {name: array[: num_examples or None] for name, array in run.arrays.items()}
         first, label, base = run.trained[0], _label(run, runs), _base(run, runs)
         if task_measures and first.task.column not in {one.column for one in found.measured}:
-            found.measured.extend(_baselines(run, arrays, seed))
+            found.measured.extend(_baselines(run, seed))
         for stage in first.stages:
             measured = [
-                measure(one, stage, arrays, wanted, seed, settings, simulate, task_measures) for one in run.trained
+                measure(one, stage, run.arrays, wanted, seed, settings, simulate, task_measures) for one in run.trained
             ]
             model = f"{label} {stage.name}"
             _collect(found, run, model, measured)
@@ -209,11 +211,6 @@ def evaluate(
                 seed_of = f", seed {first.seed}" * (len(run.trained) > 1)
                 title = f"{model}{seed_of}, {first.task.column}: {split} split"
                 figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
-        picture = folder / f"samples_{base}.png"
-        title = f"{label}, {first.task.column}"
-        experiment.draw_samples(first, arrays, picture, title)
-        experiment.draw_pictures(first, arrays, folder, base, title)
-    report.histograms(found.measured, folder, split)
     text = report.text(found, settings)
     write_atomically(folder / "results.md", text)
     of_rows = {
@@ -229,6 +226,12 @@ def evaluate(
         "task_measures": [one.examples() for one in found.measured],
     }
     write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
+    # Last, so that no figure that fails loses what was measured.
+    report.histograms(found.measured, folder, split)
+    for run in runs:
+        first, base, title = run.trained[0], _base(run, runs), f"{_label(run, runs)}, {run.trained[0].task.column}"
+        experiment.draw_samples(first, run.arrays, folder / f"samples_{base}.png", title)
+        experiment.draw_pictures(first, run.arrays, folder, base, title)
     return text
 
 
@@ -269,15 +272,21 @@ def _measure(run: "Run", model: str, name: str, seeds: tuple[int, ...], values: 
     return TaskMeasure(run.workdir, task.column, model, name, seeds, np.stack(values), known, pool)
 
 
-def _baselines(run: "Run", arrays: dict[str, np.ndarray], seed: int) -> list[TaskMeasure]:
-    """What the task measures of what is no model of ours; nothing there depends on the order of examples."""
+def _baselines(run: "Run", seed: int) -> list[TaskMeasure]:
+    """What the task measures of what is no model of ours, examples in the order of the split."""
     task = run.trained[0].task
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for batch, valid in batches(task, arrays, seed) if task.measures else ():
-        for baseline, numbers in task.measures.baselines(batch).items() if task.measures else ():
-            for name, values in numbers.items():
-                found.setdefault((baseline, name), []).append(values[:valid])
-    return [_measure(run, model, name, (), [np.concatenate(parts)]) for (model, name), parts in found.items()]
+    if task.measures is None:
+        return []
+    parts, positions = [], []
+    for batch, valid in batches(task, run.arrays, seed):
+        parts.append((task.measures.baselines(batch), valid))
+        positions.append(np.asarray(batch.index)[:valid])
+    found = _joined(parts, np.concatenate(positions))
+    return [
+        _measure(run, model, name, (), [values])
+        for model, numbers in parts[0][0].items()  # in their order: JAX sorts a dict by its keys
+        for name, values in ((name, found[model][name]) for name in numbers)
+    ]
 
 
 def _label(run: "Run", runs: Sequence["Run"]) -> str:

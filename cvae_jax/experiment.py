@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from cvae_jax import data, figures, inference, keys, metrics, objectives, parallel, tasks, training
+from cvae_jax import buckets, data, figures, inference, keys, metrics, objectives, parallel, tasks, training
 from cvae_jax.annealing import Annealing
 from cvae_jax.checkpoints import Checkpoints, write_atomically
 from cvae_jax.errors import UserError
@@ -283,7 +283,8 @@ _sample = jax.jit(inference.sample, static_argnums=(0, 4, 5))
 def _shown(task: Task, arrays: dict[str, np.ndarray]) -> Batch:
     """The first examples of a split."""
     index = jnp.arange(min(NUM_SHOWN, data.num_examples(arrays)))
-    raw = {name: jnp.asarray(arrays[name][: len(index)]) for name in task.raw}
+    shown = buckets.together(task, {name: arrays[name][: len(index)] for name in task.raw})
+    raw = {name: jnp.asarray(array) for name, array in shown.items()}
     return task.batch(raw, index, jnp.ones(len(index)), keys.per_example(keys.stream(0, "targets"), index), False)
 
 

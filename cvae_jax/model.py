@@ -132,7 +132,7 @@ class Measures(NamedTuple):
     """What a task measures of a trained model beside log p(y|x)."""
 
     # (model, variables, batch, how, key) -> name, with its unit -> a value for every example, [batch], or the numbers
-    # [batch, numbers] that it contributes to a measure in `pooled`
+    # [batch, numbers] that it contributes to a measure in `pooled`; filling rows at the end may be left out
     of_batch: Callable[[Model, Variables, Batch, How, Array], dict[str, np.ndarray]]
     known: dict[str, float]  # name -> the value of a perfect model, where that is known
     # Measures that are no means over examples, such as a correlation: name -> (sums over examples [..., numbers] ->

@@ -49,8 +49,9 @@ def describe_batches(
 ) -> list[str]:
     """A line for every `log_every`-th step of an epoch among those of a call, from its terms [seeds, steps].
 
-    They are sums over the batch, of the first of these seeds: `seed`, or None where there is no other. For the ELBO
-    they are the loss as reconstruction + KL, as weighted.
+    They are means times the batch's size, so sums over the batch where every example has one y, but for the KL's
+    weight; of the first of these seeds: `seed`, or None where there is no other. For the ELBO they are the loss as
+    reconstruction + KL, as weighted.
     """
     settings, lines = stage.settings, []
     count = len(terms["loss"][0])
@@ -58,7 +59,8 @@ def describe_batches(
         within = step % per_epoch
         if within % settings.log_every:
             continue
-        sums = {name: settings.batch_size * values[0, step - first_step] for name, values in terms.items()}
+        means = {name: values[0, step - first_step] for name, values in terms.items()}
+        sums = {name: mean if name == "beta" else settings.batch_size * mean for name, mean in means.items()}
         epoch = f"epoch {step // per_epoch + 1}" + (f" of seed {seed}" if seed is not None else "")
         head = f"{stage.name} {epoch}, {within * settings.batch_size:,} examples, sums of a batch: "
         if settings.objective.name == "elbo" and "log_p_y" in sums:

@@ -238,7 +238,7 @@ def from_config(settings: Any, section: str = "objective") -> Objective:
             now["free_bits"] = 0.0
         value, terms = kind.function(draw, **now)
         if step is not None and settings.annealing != "constant":
-            terms = {**terms, "beta": jnp.full_like(value, now["beta"])}
+            terms = {**terms, "beta": jnp.asarray(now["beta"], value.dtype)}
         return value, terms
 
     return objective

@@ -19,7 +19,7 @@ class TaskMeasure(NamedTuple):
     workdir: str
     column: str
     model: str
-    name: str  # with its unit
+    name: str  # with its unit after a comma
     seeds: tuple[int, ...]  # of the independent models
     values: np.ndarray  # [seeds, examples], or [seeds, examples, numbers] with `pool`
     known: float | None  # of a perfect model
@@ -28,13 +28,13 @@ class TaskMeasure(NamedTuple):
     def mean(self) -> tuple[Mean, float]:
         """Mean over examples and seeds with its errors, and its deviation over seeds.
 
-        A pooled measure's standard error is the jackknife's over examples.
+        A pooled measure's standard error is the jackknife's over examples; NaN where it is not defined without some
+        example, so that nothing is known of it.
         """
         if self.pool is not None:
             sums, count = self.values.sum(1), self.values.shape[1]
             of_seeds = self.pool(sums)
             without = self.pool(sums[:, None] - self.values).mean(0)
-            without = without[np.isfinite(without)]
             error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()) if count > 1 else np.nan
             return Mean(float(of_seeds.mean()), 0.0, float(error)), tables.deviation(list(of_seeds))
         known = np.zeros(self.values.shape[1])  # nothing is estimated: no Monte Carlo error

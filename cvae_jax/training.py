@@ -49,7 +49,7 @@ class State(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """A stage's parts, jitted over the same mesh; all but `data` begin with the axis of the seeds."""
+    """A stage's parts, jitted over the same mesh; all but buckets begin with the axis of the seeds."""
 
     init: Any  # (seeds [seeds]) -> state
     train_steps: Any  # (state, frozen, rows [seeds, steps, batch], bucket) -> state, terms [seeds, steps]
@@ -160,7 +160,8 @@ def loss_fn(
 ) -> tuple[Array, tuple[dict[str, Array], Variables]]:
     """The loss, nats, the objective's terms and the updates of variables.
 
-    Loss and terms are sums over the valid examples of the batch, divided by the number of y that these hold.
+    Loss and terms are sums over the valid examples of the batch, divided by the number of y that these hold; a term
+    that is one number for all, such as the KL's weight, stays as it is.
     """
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
@@ -174,7 +175,8 @@ def loss_fn(
 
     objective, terms = stage.objective(draw, None if train is None else train.step)
     holds, total = jnp.sign(batch.valid), jnp.maximum(batch.valid.sum(), 1)
-    means = {name: (holds * term).sum() / total for name, term in {"loss": -objective, **terms}.items()}
+    terms = {"loss": -objective, **terms}
+    means = {name: (holds * term).sum() / total if term.ndim else term for name, term in terms.items()}
     return means["loss"], (means, dict(updates[0]))
 
 

@@ -226,10 +226,10 @@ def test_stems_make_pairs():
     loop_first = np.array([loop, stem])
     assert len(folding.assemble(loop_first, np.array([1, 0.3]), 30)) == 0  # each has its own probability
     assert len(folding.assemble(loop_first, np.array([0.3, 1]), 30)) == 3
-    # A pair of two stems has the larger probability, wherever that stands.
-    one, two = np.array([[1, 0, 9, 1, 1]] * 2), np.array([0.9, 0.2])
-    for order in ([0, 1], [1, 0]):
-        assert folding.assemble(one, two[order], 10).tolist() == [[0, 9]]
+    # A pair of two stems has the sum of their probabilities: one alone is not worth it.
+    twice = np.array([[1, 0, 9, 1, 1]] * 2)
+    assert folding.assemble(twice[:1], np.array([0.3]), 10).tolist() == []
+    assert folding.assemble(twice, np.array([0.3, 0.3]), 10).tolist() == [[0, 9]]
 
 
 def test_true_stems_give_the_structure_back():

@@ -31,6 +31,18 @@ def test_mean_its_standard_error_and_its_deviation_over_seeds():
     assert mean.value == 2 and math.isnan(mean.standard_error)
 
 
+def test_the_jackknife_claims_no_error_where_an_example_is_all_there_is():
+    def ratio(sums):
+        with np.errstate(invalid="ignore"):
+            return sums[..., 0] / sums[..., 1]
+
+    alone = np.array([[[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]])  # without the first it is 0 / 0
+    mean, _ = measure(alone)._replace(pool=ratio).mean()
+    assert mean.value == 1 and math.isnan(mean.standard_error)
+    mean, _ = measure(0 * alone)._replace(pool=ratio).mean()
+    assert math.isnan(mean.value) and math.isnan(mean.standard_error)
+
+
 def test_summary_and_examples_are_json():
     identity = {"workdir": "w", "column": "label", "model": "m cvae", "name": NAME}
     found = json.loads(json.dumps(measure(known=None).summary(), allow_nan=False))

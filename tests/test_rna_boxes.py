@@ -1,13 +1,17 @@
+import json
+
 import contract
 import jax
 import jax.numpy as jnp
+import kill
 import numpy as np
 import pytest
 from scipy import special
 from test_contract import moved
 
+import cvae_jax
 from configs import rna_boxes
-from cvae_jax import buckets, evaluation, keys, tasks, training
+from cvae_jax import annealing, buckets, evaluation, keys, metrics, tasks, training
 from cvae_jax.data import rna, rna_files
 from cvae_jax.distributions import Bernoulli, Categorical, Joint
 from cvae_jax.errors import UserError
@@ -105,7 +109,7 @@ def test_structures_of_one_sequence_are_factors():
     index = jnp.arange(len(raw["length"]))
     batch = task.batch(raw, index, jnp.ones(len(index)), keys.per_example(jax.random.key(0), index), True)
     np.testing.assert_array_equal(batch.valid, 3)
-    variables = moved(model.init(jax.random.key(0), batch))
+    variables = moved(jax.jit(model.init)(jax.random.key(0), batch))
     together = contract.draw(model, "prior_mean", variables, batch)
     assert together.log_p_y.shape == (len(index), 3) and together.kl[0].shape == (len(index), 3, 3)
     for number in range(3):
@@ -180,17 +184,31 @@ def certain(found, side):
 
 
 @pytest.mark.parametrize(
-    "structure", ["((((..((...))..))))....", "((.((....)).))...((...))", ".(((...((((....)))).)))."]
+    "structure",
+    [
+        "((((..((...))..))))....",
+        "((.((....)).))...((...))",
+        ".(((...((((....)))).))).",
+        "((..(..((...))..)..))...",  # two internal loops share a pixel
+        "((((..............))))..",  # a hairpin of 16, beyond the classes of sizes
+    ],
 )
 def test_boxes_and_pairs_of_a_certain_model_are_the_truth(structure):
     pairs = boxes.parse(structure)[0]
     found, side = boxes.boxes_of(pairs), len(structure) + len(structure) % 2
     answers = prediction.answers(certain(found, side))
+    assert boxes.shared_pixels(found) == (structure == "((..(..((...))..)..))...")
     merged = folding.merge(np.asarray(answers["codes"]), np.asarray(answers["votes"]), side)
     assert {tuple(box) for box in merged.boxes.tolist()} == {tuple(box) for box in found.tolist()}
-    # A pixel that two internal loops share speaks for one of them.
-    shared = boxes.shared_pixels(found)
-    np.testing.assert_allclose(merged.probability, 1, atol=1e-5 if not shared else 0.2)
+    # The share of a box's pixels that name it: they know its corner, and lie in no box of the type before it.
+    taken, wanted = set(), {}
+    for kind, x0, y0, wx, wy in found.tolist():
+        own = {(kind, i, j) for i in range(x0, x0 + wx) for j in range(max(y0, i + 1), y0 + wy)}
+        near = {pixel for pixel in own if pixel[1] - x0 <= boxes.FAR and y0 + wy - 1 - pixel[2] <= boxes.FAR}
+        wanted[kind, x0, y0, wx, wy] = len(near - taken) / len(own)
+        taken |= own
+    for box, probability in zip(merged.boxes.tolist(), merged.probability, strict=True):
+        assert probability == pytest.approx(wanted[tuple(box)], abs=1e-5)
     assert {tuple(pair) for pair in np.argwhere(answers["pairs"][0] > 0.5).tolist()} == {
         tuple(p) for p in pairs.tolist()
     }
@@ -229,6 +247,9 @@ def test_measures_of_a_model_and_of_baselines():
         (["GGGAAAACCC"], ["((....)))."], "closes nothing"),
         (["GGGAAAACCC"], ["(((...)))"], "each pair of one length"),
         ([""], None, "empty"),
+        ("GGGAAAACCC", None, "in a list"),
+        ([], None, "in a list"),
+        (["GC" * 8], ["()" * 8], "less than two bases"),
     ],
 )
 def test_what_cannot_be_observed_is_named(x, y, says):
@@ -246,10 +267,12 @@ def test_what_cannot_be_observed_is_named(x, y, says):
         ("cvae.filters", (8, 16), "one multiple of 8 throughout"),
         ("cvae.network", "lstm", "choose from conv, axial"),
         ("data.max_length", 15, "must be even"),
+        ("data.max_length", 164, "data.max_length=164 must be at most 162"),
+        ("cvae.objective.free_bits", 0.1, "free_bits would count padding"),
     ],
 )
 def test_settings_that_cannot_be_are_named(key, value, says):
-    config = small("none")
+    config = small("pixel, fixed")
     config.update_from_flattened_dict({key: value})
     with pytest.raises(UserError, match=says):
         tasks.make_task(config)
@@ -273,6 +296,14 @@ def test_buckets_hold_every_example_once_in_arrays_of_their_size():
     (joined,) = buckets.of_split(task, arrays, many)
     assert joined.arrays["sequence"].shape[1] == 16
     np.testing.assert_array_equal(joined.index, np.arange(len(arrays["length"])))
+    # None goes on to a limit beyond what the largest needs.
+    (small_ones,) = buckets.of_split(task, {name: array[parts[0].index] for name, array in arrays.items()}, 1000)
+    assert small_ones.arrays["sequence"].shape[1] == 12
+    assert (
+        buckets.together(task, {name: array[parts[0].index] for name, array in arrays.items()})["sequence"].shape[1]
+        == 12
+    )
+    assert buckets.together(task, arrays)["sequence"].shape[1] == 16
     few = {name: array[np.r_[:0, parts[0].index, parts[1].index[:2]]] for name, array in arrays.items()}
     (joined,) = buckets.of_split(task, few, 3)
     assert len(joined.index) == many + 1 and joined.arrays["sequence"].shape[1] == 16
@@ -285,3 +316,66 @@ def test_evaluation_gives_examples_back_in_the_order_of_the_split():
     positions = [np.asarray(batch.index)[:valid] for batch, valid in evaluation.batches(task, arrays, 0)]
     assert len(found) == 2
     np.testing.assert_array_equal(evaluation._joined(found, np.concatenate(positions)), arrays["length"])
+
+
+def test_terms_of_many_structures_are_per_structure():
+    """And the weight of the KL is none of them: it is not divided."""
+    config = small("global, learned", structures=3)
+    config.cvae.objective.update(beta=2.0, annealing="linear", annealing_steps=8)
+    stage = tasks.make_task(config).stages[0]
+    _, variables, batch = model_of("global, learned")
+    three = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 3, 1), (batch.y, batch.weight))
+    three = batch._replace(y=three[0], weight=three[1], valid=3 * batch.valid)
+    train = Train(keys.per_example(jax.random.key(1), batch.index), jnp.int32(4))
+    found = []
+    for one in (batch, three):
+        keys_of = keys.per_example(jax.random.key(0), one.index)
+        _, (terms, _) = training.loss_fn(stage, {**variables, "frozen": {}}, one, keys_of, train)
+        found.append(terms)
+    assert found[0]["beta"] == found[1]["beta"] == 1
+    np.testing.assert_allclose(found[0]["kl"], found[1]["kl"], rtol=1e-5)  # analytic: it is the same of equal y
+
+
+def test_simulated_structures_say_nothing_where_nothing_counts():
+    model, variables, batch = model_of("global, learned")
+    simulated, _ = annealing.simulate(model, variables, batch, jax.random.key(0))
+    for name, weight in batch.weight.items():
+        weight = np.broadcast_to(weight, batch.y[name].shape)
+        assert not np.asarray(simulated.y[name])[weight == 0].any()
+    assert np.asarray(simulated.y["on"]).any() and np.asarray(simulated.y["location"]).any()
+
+
+def test_a_run_over_buckets_is_resumed_bit_for_bit_and_measured(tmp_path, monkeypatch):
+    config = small("none")
+    config.cvae.network = "conv"  # with batch statistics
+    config.data.update(num_seq=100, min_len=9)
+    config.cvae.update(epochs=2, batch_size=8, figure_every=0, checkpoint_every=1)
+    cvae_jax.train(config, str(tmp_path / "whole"))
+    rows, write = [], metrics.Log.write
+
+    def write_and_fail(self, *arguments):
+        write(self, *arguments)
+        rows.append(arguments)
+        if len(rows) == 2:  # before the second epoch's checkpoint
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.Log, "write", write_and_fail)
+    with pytest.raises(KeyboardInterrupt):
+        cvae_jax.train(config, str(tmp_path / "cut"))
+    cvae_jax.train(config, str(tmp_path / "cut"))
+    assert len(rows) == 3 and kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
+
+    text = evaluation.evaluate([str(tmp_path / "whole")], output=str(tmp_path / "out"))
+    assert "MFE of ViennaRNA" in text and measures.CORRELATION in text
+    test = rna.load(config.data)["test"]
+    assert len(set(test["length"] <= 12)) == 2  # of both buckets
+    numbers = {}
+    for one in json.loads((tmp_path / "out" / "examples.json").read_text())["task_measures"]:
+        if one["name"] == measures.ERROR:
+            numbers[one["model"]] = np.array(one["values"])[0, :, 1]
+    assert len(numbers) == 4
+    for of_model in numbers.values():  # in the order of the split: how many pairs there are tells the length
+        np.testing.assert_array_equal(of_model, test["length"] * (test["length"] - 1) // 2)
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"matrix_whole.png", "arcs_whole.png", "samples_whole.png"} < pictures
+    assert sum(name.startswith("GED") for name in pictures) == 2

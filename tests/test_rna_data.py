@@ -132,7 +132,7 @@ def test_fit(splits):
         sequence, structures = structures_of(arrays, n)
         assert structures_of(smaller, n) == (sequence, structures[:2])
     with pytest.raises(
-        UserError, match=f"has {longest} bases, .*set max_length={longest} or .*--max_len={longest - 1}"
+        UserError, match=f"has {longest} bases, .*set data.max_length={longest} or .*--max_len={longest - 1}"
     ):
         rna_files.fit(arrays, longest - 1, 4)
 
@@ -160,7 +160,7 @@ def test_save_and_load(tmp_path, splits):
     (tmp_path / "new" / "folder" / "train.npz").unlink()
     (tmp_path / "new" / "folder" / "valid.npz").unlink()
     assert list(rna.load(settings(tmp_path / "new" / "folder", max_length=30))) == ["test"]
-    with pytest.raises(UserError, match=r"split test: a sequence has .* more than max_length=9"):
+    with pytest.raises(UserError, match=r"split test: a sequence has .* more than data.max_length=9"):
         rna.load(settings(tmp_path / "new" / "folder", max_length=9))
 
 

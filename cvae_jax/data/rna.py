@@ -6,16 +6,16 @@
 The arrays of a split are those that rna_files lists.
 """
 
-import argparse
 import pathlib
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from cvae_jax.command_line import Parser
 from cvae_jax.data import rna_files, rna_tables
 from cvae_jax.errors import UserError
 from cvae_jax.rna import boxes, ensemble
@@ -134,10 +134,10 @@ def _pack(
         sequence[n, : len(codes)] = codes
         count[n] = len(of_one)
         for m, structure in enumerate(of_one):
-            if len(structure) > room:
+            if len(structure) > boxes.max_boxes(len(codes)):
                 raise UserError(
-                    f"a structure of {decode(codes)} has {len(structure)} boxes, more than max_len={max_len} has room "
-                    "for; leave out hairpins of less than two bases, or set a larger max_len"
+                    f"a structure of {decode(codes)} has {len(structure)} boxes, more than {len(codes)} bases have "
+                    "room for; leave out hairpins of less than two bases"
                 )
             packed[n, m, : len(structure)] = structure
     return {"sequence": sequence, "length": length, "boxes": packed, "count": count}
@@ -223,16 +223,9 @@ def summary(splits: dict[str, dict[str, np.ndarray]]) -> str:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong flags end in one line too."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(f"error: {message}; --help lists the flags")
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line; what a user did wrong ends in one line and exit code 1."""
-    parser = _Parser(prog="python -m cvae_jax.data.rna", description="RNA data sets as train, valid and test.npz.")
+    parser = Parser(prog="python -m cvae_jax.data.rna", description="RNA data sets as train, valid and test.npz.")
     commands = parser.add_subparsers(dest="command", required=True)
     make_it = commands.add_parser("make", help="random sequences, structures from ViennaRNA")
     make_it.add_argument("--num_seq", type=int, default=1000)

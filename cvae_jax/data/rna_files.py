@@ -30,8 +30,8 @@ def fit(arrays: dict[str, np.ndarray], max_length: int, num_sample: int) -> dict
     longest = int(arrays["length"].max())
     if longest > max_length:
         raise UserError(
-            f"a sequence has {longest} bases, more than max_length={max_length}; set max_length={longest} or make the "
-            f"data with --max_len={max_length}"
+            f"a sequence has {longest} bases, more than data.max_length={max_length}; set "
+            f"data.max_length={longest + longest % 2} or make the data with --max_len={max_length}"
         )
     shape = (num_sample, boxes.max_boxes(max_length), 5)
     if arrays["boxes"][:, :num_sample, shape[1] :, 0].any():
@@ -97,6 +97,9 @@ def _checked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if count.min() < 1 or count.max() > found.shape[1]:
         raise UserError(f"count is outside 1 to {found.shape[1]}")
     kind = found[..., 0]
+    room = np.array([boxes.max_boxes(int(one)) for one in length])
+    if ((kind != 0) * np.arange(1, kind.shape[-1] + 1) > room[:, None, None]).any():
+        raise UserError("a structure has more boxes than its sequence has room for")
     if (kind[np.arange(found.shape[1]) >= count[:, None]] != 0).any():
         raise UserError("there are boxes in structures beyond count")
     real = found[kind != 0].astype(np.int64)

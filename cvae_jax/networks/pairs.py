@@ -12,6 +12,7 @@ from jax import Array
 from cvae_jax.networks.conv import Conv
 
 FARTHEST = 31  # positions apart, beyond which distances are alike
+BONDS = ((0, 3), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2))  # which of A, C, G, U bond, as (letter, letter)
 LARGEST_LOGIT = 8.0  # of pooling weights, so that their exponentials are safe in float32
 
 
@@ -54,12 +55,10 @@ class AxialTower(nn.Module):
     Attributes:
       filters: channels of each block, the same for all and a multiple of HEADS.
       width: of the square kernels.
-      bonds: which pairs of letters bond, as (letter, letter).
     """
 
     filters: Sequence[int]
     width: int
-    bonds: Sequence[tuple[int, int]] = ((0, 3), (1, 2), (2, 1), (2, 3), (3, 0), (3, 2))  # of A, C, G, U
 
     HEADS = 8
     STACKED = 8  # features that are summed along a run of pairs
@@ -71,7 +70,7 @@ class AxialTower(nn.Module):
         mask = _square(inside)[..., None].astype(letters.dtype)
         pairs = (letters[:, :, None, :, None] * letters[:, None, :, None, :]).reshape(*mask.shape[:3], -1)
         apart = jnp.clip(jnp.arange(length)[None, :] - jnp.arange(length)[:, None], -FARTHEST, FARTHEST) + FARTHEST
-        bond = pairs[..., np.array([4 * one + other for one, other in self.bonds])].sum(-1)
+        bond = pairs[..., np.array([4 * one + other for one, other in BONDS])].sum(-1)
         # Of a pair and the one inside it, whose letters make the energy of their stack.
         stacks = Conv(self.STACKED, (3, 3), use_bias=False)(pairs) * bond[..., None]
         runs = jnp.concatenate([stacks, run_sums(stacks, bond), run_sums(stacks, bond, outside=True)], -1)

@@ -3,13 +3,14 @@
 python -m cvae_jax.rna --workdir=runs/rna GGGAAAACCC GGCGAAAGCAAC
 """
 
-import argparse
+import collections
 import sys
 from collections.abc import Sequence
 
 import jax
 
 from cvae_jax import experiment
+from cvae_jax.command_line import Parser
 from cvae_jax.errors import UserError
 from cvae_jax.rna import boxes, scores
 from cvae_jax.rna.prediction import predict
@@ -17,7 +18,7 @@ from cvae_jax.rna.prediction import predict
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the structure of maximum expected accuracy of each sequence, the most frequent samples, and the boxes."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(prog="python -m cvae_jax.rna", description=main.__doc__)
     parser.add_argument("--workdir", required=True, help="of a trained configs/rna_boxes.py")
     parser.add_argument("--num_samples", type=int, default=100, help="draws of z")
     parser.add_argument("--seed", type=int, default=0)
@@ -25,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     try:
         trained = experiment.load(flags.workdir)
+        if not 0 <= flags.seed < 2**32:
+            raise UserError(f"--seed={flags.seed} must be at least 0 and below 2^32")
         found = predict(trained, flags.sequences, flags.num_samples, jax.random.key(flags.seed))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     for one in found:
         length = len(one.sequence)
         print(f"{one.sequence}\n{boxes.dot_bracket(one.pairs, length)}  maximum expected accuracy")
         drawn = [boxes.dot_bracket(pairs, length) for pairs in one.structures]
-        for structure in sorted(set(drawn), key=lambda structure: -drawn.count(structure))[:5]:
-            print(f"{structure}  {drawn.count(structure) / len(drawn):.0%} of {len(drawn)} samples")
+        for structure, count in collections.Counter(drawn).most_common(5):
+            print(f"{structure}  {count / len(drawn):.0%} of {len(drawn)} samples")
         for (kind, x0, y0, wx, wy), probability in zip(one.boxes.boxes.tolist(), one.boxes.probability, strict=True):
             if probability >= scores.PROBABLE:
                 name = boxes.TYPES[kind - 1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cvae_jax import inference, keys
+from cvae_jax import inference, keys, parallel
 from cvae_jax.model import Batch, How, Measures, Model, Proposal, Variables
 from cvae_jax.networks.pairs import unfold
 from cvae_jax.rna import boxes, figures, folding, prediction, scores
@@ -25,7 +25,7 @@ CORRELATION = "correlation with the exact pair probabilities"
 ERROR = "mean absolute error of pair probabilities"
 F1, MCC = "pair F1 of the assembled structure", "MCC of the assembled structure"
 WAYS = ("mean y", "sampled y")  # what a structure is made of, given z
-GED, DIVERSITY = "GED² to the ensemble, structures of {}", "diversity, structures of {}"
+GED, DIVERSITY = "GED² to the ensemble of structures of {}", "diversity of structures of {}"
 BOXES = "boxes of {}: {}"
 KINDS = ("all types", *boxes.TYPES)
 PAIRS_AND_BOXES = ": pair probabilities, and boxes of probability 0.1 and more"
@@ -77,8 +77,10 @@ def of_structure(pairs: np.ndarray, wanted: np.ndarray, length: int) -> dict[str
 
 def of_distribution(structures: list[np.ndarray], truth: Truth, way: str) -> dict[str, Any]:
     """The measures of sampled structures against those of the ensemble."""
-    diversity = scores.diversity(structures) if len(structures) > 1 else 0.0
-    return {GED.format(way): scores.ged_squared(structures, truth.structures), DIVERSITY.format(way): diversity}
+    return {
+        GED.format(way): scores.ged_squared(structures, truth.structures),
+        DIVERSITY.format(way): scores.diversity(structures),
+    }
 
 
 def of_boxes(predicted: folding.Boxes, truth: Truth) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def _structure(batch: Batch, row: int) -> np.ndarray:
 def of_batch(
     model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_samples: int
 ) -> dict[str, np.ndarray]:
-    """Every measure of a model for every example, from `num_samples` draws of z."""
+    """Every measure of a model for every valid example, from `num_samples` draws of z."""
     noisy = _noisy(model, variables, batch, how, keys.substream(key, "boxes"), num_samples)
     of_means = prediction.predictions(model, variables, batch, how, key, num_samples)
     examples = []
@@ -121,9 +123,13 @@ def _noisy(
     model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_samples: int
 ) -> Iterator[list[np.ndarray]]:
     """The structures of samples of y of every example."""
+    mesh = parallel.make_mesh()
+    variables = jax.device_put(variables, parallel.replicated(mesh))
     for part, count in prediction.in_parts(batch):
+        part = parallel.place_batch(mesh, part)
         sample_keys = keys.per_sample(keys.per_example(key, part.index), jnp.arange(num_samples))
-        codes, votes = jax.device_get(sampled(model, variables, part, sample_keys, how.predicts_from))
+        with jax.default_matmul_precision("highest"):
+            codes, votes = jax.device_get(sampled(model, variables, part, sample_keys, how.predicts_from))
         side = part.x["sequence"].shape[1]
         for row in range(count):
             sequence = prediction.sequence_of(part, row)
@@ -155,7 +161,7 @@ def pictures(
 def baselines(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
     """The measures of what ViennaRNA predicts, and of samples of the ensemble itself."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in range(len(batch.index)):
+    for row in np.flatnonzero(np.asarray(batch.valid)).tolist():
         sequence = prediction.sequence_of(batch, row)
         truth, length, wanted = truth_of(sequence), len(sequence), _structure(batch, row)
         for name, pairs in (("MFE", truth.ensemble.mfe), ("MEA", truth.ensemble.mea)):

@@ -1,7 +1,4 @@
-"""What a model of RNA boxes predicts of a sequence: boxes with their probabilities, structures, pair probabilities.
-
-python -m cvae_jax.rna --workdir=runs/rna GGGAAAACCC GGCGAAAGCAAC
-"""
+"""What a model of RNA boxes predicts of a sequence: boxes with their probabilities, structures, pair probabilities."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +15,7 @@ from cvae_jax.networks.pairs import unfold
 from cvae_jax.rna import boxes, folding
 from cvae_jax.rna.sequences import decode
 
-EXAMPLES_PER_CALL = 8  # whose samples are held at once: 100 of 60 bases take 35 MB each
+EXAMPLES_PER_CALL = 8  # at least, whose samples are held at once: 100 of 60 bases take 10 MB each
 
 
 class Prediction(NamedTuple):
@@ -34,7 +31,8 @@ class Prediction(NamedTuple):
 def named_boxes(on: Array, location: Array, size: Array) -> Array:
     """The box that every pixel names for each type: codes int32 [..., length, length, 3] of `folding.encode_box`.
 
-    -1 where it names none: beyond FAR the corner is not known, and a box has to hold the pixel.
+    -1 where it names none: beyond FAR neither corner nor size is known, and a box has to hold the pixel. A hairpin's
+    size follows from its corner, since it lies on the diagonal.
 
     Args:
       on: anything of the shape [..., length, length, 3].
@@ -49,16 +47,20 @@ def named_boxes(on: Array, location: Array, size: Array) -> Array:
         down, left = location[..., 2 * kind], location[..., 2 * kind + 1]
         height, width = size[..., first] + 1, size[..., last] + 1
         top, right = row - down, column + left
+        known = (height <= boxes.FAR) & (width <= boxes.FAR)
+        if kind + 1 == boxes.HAIRPIN:
+            known, height = jnp.ones_like(known), jnp.where(known, height, right - top + 1)
+            width = height
         box = jnp.stack([jnp.full_like(top, kind + 1), top, right - width + 1, height, width], -1)
         holds = (down <= boxes.FAR) & (left <= boxes.FAR) & (down < height) & (left < width)
-        found.append(jnp.where(holds, folding.encode_box(box, side), -1))
+        found.append(jnp.where(known & holds, folding.encode_box(box, side), -1))
     return jnp.stack(found, -1)
 
 
 def answers(draw: Draw) -> dict[str, Array]:
     """Of one z: the most probable box of every pixel, the probability that it gives it, and that of its pair.
 
-    (i, j) is a pair where it lies in a stem as far below its corner as left of it.
+    (i, j) is a pair where it lies in a stem as far below its corner as left of it; further than FAR that is not known.
     """
     heads: Any = draw.p_y.heads
     on, location, size = (unfold(heads[name].mean[:, 0], 1) for name in ("on", "location", "size"))
@@ -71,7 +73,7 @@ def answers(draw: Draw) -> dict[str, Array]:
     return {
         "codes": named_boxes(on, location.argmax(-1), size.argmax(-1)),
         "votes": jnp.stack(votes, -1),
-        "pairs": jnp.triu(on[..., 0] * (row * column).sum(-1), 1),
+        "pairs": jnp.triu(on[..., 0] * (row * column)[..., : boxes.FAR + 1].sum(-1), 1),
     }
 
 
@@ -81,16 +83,18 @@ def sequence_of(batch: Batch, row: int) -> str:
 
 
 def in_parts(batch: Batch) -> Iterator[tuple[Batch, int]]:
-    """EXAMPLES_PER_CALL examples at a time, the last part filled up with its last, and how many of them count."""
-    for start in range(0, len(batch.index), EXAMPLES_PER_CALL):
-        rows = np.minimum(np.arange(start, start + EXAMPLES_PER_CALL), len(batch.index) - 1)
-        yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch), min(EXAMPLES_PER_CALL, len(batch.index) - start)
+    """A few valid examples at a time, the last part filled up with its last, and how many of them count."""
+    count = int((np.asarray(batch.valid) > 0).sum())
+    size = -(-EXAMPLES_PER_CALL // jax.device_count()) * jax.device_count()  # the same number for every device
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch), min(size, count - start)
 
 
 def predictions(
     model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_samples: int
 ) -> Iterator[Prediction]:
-    """The predictions for every example, from `num_samples` draws of z each; one where there is no z."""
+    """The predictions for every valid example, from `num_samples` draws of z each; one where there is no z."""
     for part, count in in_parts(batch):
         drawn = inference.scores(
             model, variables, part, how.predicts_from, answers, 1 if how.exact else num_samples, key

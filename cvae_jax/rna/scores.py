@@ -99,23 +99,22 @@ def box_frequencies(structures: list[np.ndarray]) -> dict[tuple[int, ...], float
     return {box: count / len(structures) for box, count in counts.items()}
 
 
-def box_counts(predicted: Boxes, truth: dict[tuple[int, ...], float], level: float = PROBABLE) -> np.ndarray:
+def box_counts(predicted: Boxes, truth: dict[tuple[int, ...], float]) -> np.ndarray:
     """What `box_scores` needs of one sequence; add it over sequences to pool them.
 
     Args:
       predicted: by a model; equally probable ones rank in the order in which they stand.
-      truth: of `box_frequencies`; those of a frequency of at least `level` are to be found.
-      level: from which a box counts as there, of the truth and of the prediction.
+      truth: of `box_frequencies`; those of a frequency of at least PROBABLE are to be found.
 
     Returns:
       int64 [3, 4], a row a type (stem, internal loop, hairpin): numbers of boxes to be found, of boxes predicted, of
       hits among the latter, and of hits among as many most probable predictions as there are boxes to be found.
     """
-    wanted = {box for box, frequency in truth.items() if frequency >= level}
+    wanted = {box for box, frequency in truth.items() if frequency >= PROBABLE}
     order = np.argsort(-predicted.probability, kind="stable")
     ranked = list(map(tuple, predicted.boxes[order].tolist()))
     hit = np.array([box in wanted for box in ranked], bool)
-    kind, there = predicted.boxes[order, 0], predicted.probability[order] >= level
+    kind, there = predicted.boxes[order, 0], predicted.probability[order] >= PROBABLE
     counts = []
     for number in (1, 2, 3):
         of_type = kind == number

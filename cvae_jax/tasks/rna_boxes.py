@@ -20,7 +20,7 @@ from cvae_jax.model import Batch, Buckets, Task, Variables
 from cvae_jax.networks.box_cvae import HEADS, LATENTS, BoxNetworks, likelihood
 from cvae_jax.networks.cvae import PRIORS, make_model
 from cvae_jax.networks.pairs import TOWERS, AxialTower, fold, unfold, upper
-from cvae_jax.rna import boxes, measures
+from cvae_jax.rna import boxes, folding, measures
 from cvae_jax.rna.sequences import encode
 
 NEAR = 10  # pixels around boxes that count in full under a soft mask
@@ -100,6 +100,8 @@ def make_task(config: Any) -> Task:
 
     def observe(x: Sequence[str], y: Sequence[str] | None = None) -> Batch:
         """Batch of a user's sequences, and of a structure of each in dot-bracket notation, or None."""
+        if isinstance(x, str) or not len(x) or not all(isinstance(sequence, str) for sequence in x):
+            raise UserError('x must be sequences of letters in a list, as in ["GGGAAAACCC"]')
         codes = [encode(sequence) for sequence in x]
         longest = max(len(one) for one in codes)
         if longest > side:
@@ -117,6 +119,8 @@ def make_task(config: Any) -> Task:
         found = np.zeros((len(x), 1, boxes.max_boxes(length), 5), np.int16)
         for number, structure in enumerate(y):
             of_one = boxes.boxes_of(boxes.parse(structure)[0])
+            if len(of_one) > boxes.max_boxes(len(structure)):
+                raise UserError(f"{structure} has hairpins of less than two bases; leave them out")
             found[number, 0, : len(of_one)] = of_one
         return of_boxes(letters, jnp.asarray(found), index, valid, False)
 
@@ -193,6 +197,7 @@ def _check(config: Any) -> None:
         ("measure_samples", config.measure_samples, config.measure_samples >= 1, "at least 1"),
         ("mask", config.mask, 0 <= config.mask <= 1, "between 0 and 1"),
         ("data.max_length", side, side >= 2 and side % 2 == 0, "even, so that the upper triangle can be folded"),
+        ("data.max_length", side, side <= folding.LARGEST_SIDE, f"at most {folding.LARGEST_SIDE - 1}"),
         ("data.num_sample", config.data.num_sample, config.data.num_sample >= 1, "at least 1"),
         ("buckets", config.buckets, all(n > 0 and n % 2 == 0 for n in config.buckets), "even lengths above 0"),
         ("cvae.width", settings.width, settings.width >= 1, "at least 1"),
@@ -203,6 +208,8 @@ def _check(config: Any) -> None:
         widths = settings[name] if name == "filters" else (settings[name],)
         if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
             raise UserError(f"cvae.{name}={settings[name]} must be whole numbers of at least 1")
+    if settings.z == "pixel" and settings.objective.free_bits:
+        raise UserError("cvae.objective.free_bits would count padding for z='pixel'; leave it at 0.0")
     heads = AxialTower.HEADS
     if settings.network == "axial" and (len(set(settings.filters)) > 1 or settings.filters[0] % heads):
         raise UserError(f"cvae.filters={settings.filters} must be one multiple of {heads} throughout for axial")
