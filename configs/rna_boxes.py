@@ -61,9 +61,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 200, "weight_decay": 0.01, "clip_norm": 100.0
         },
     )  # fmt: skip
-    # Dense targets repeat a box at each of its pixels, so z would tell far more than which structure it is, and samples
-    # from the prior would lie where the generation network was not trained: with 4, z tells 7.7 nats instead of 2.7, and
-    # the structures differ by more than the ensemble's.
+    # Dense targets repeat a box at each of its pixels, so z would tell far more than which structure it is (with a
+    # weight of 4, 7.7 nats and not 2.7), and samples from the prior would lie where the generation network was not
+    # trained: their structures differ by more than the ensemble's.
     config.cvae.objective.beta = 10.0
     if options & {"debug", "run_1", "run_2"}:  # those of the seed
         config.cvae.objective.beta = 1.0

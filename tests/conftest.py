@@ -26,6 +26,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+LONG = ("test_training", "test_command_line", "test_rna_boxes", "test_experiment", "test_annealing")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes first: begun last, one would run on while the other worker has nothing to do."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def optax_promotes(monkeypatch):
     """Optax 0.2.8 raises floats to int32 powers (Adam's bias correction, the cosine); all else stays strict."""
