@@ -158,7 +158,12 @@ def _cell(result: Result) -> str:
 
 
 def with_errors(mean: Mean, of_seeds: float) -> str:
-    """The mean with its standard error and deviation over seeds, where there are any, and its Monte Carlo error."""
+    """The mean with its standard error and deviation over seeds, where there are any, and its Monte Carlo error.
+
+    A share of nothing is undefined.
+    """
+    if math.isnan(mean.value):
+        return "undefined"
     places = decimals(mean.standard_error)
     spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.{places}f}"
     seeds = "" if math.isnan(of_seeds) else f", seeds {of_seeds:.{places}f}"

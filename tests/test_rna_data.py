@@ -132,7 +132,7 @@ def test_fit(splits):
         sequence, structures = structures_of(arrays, n)
         assert structures_of(smaller, n) == (sequence, structures[:2])
     with pytest.raises(
-        UserError, match=f"has {longest} bases, .*set data.max_length={longest} or .*--max_len={longest - 1}"
+        UserError, match=f"has {longest} bases, .*--config.data.max_length={longest}, or .*--max_len={longest - 1}"
     ):
         rna_files.fit(arrays, longest - 1, 4)
 
@@ -292,6 +292,9 @@ def test_commands_that_fail(tmp_path, splits):
     assert command().startswith("error: ")
     assert command("convert", tmp_path / "none.csv", "--out", tmp_path / "a") == (
         f"error: {tmp_path}/none.csv is missing; put the file there"
+    )
+    assert "--max_len=-5 and --num_sample=0 must be at least 0" in command(
+        "convert", tmp_path / "none.csv", "--max_len=-5", "--out", tmp_path / "a"
     )
     assert "neither a .csv" in command("convert", tmp_path / "none.txt", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()

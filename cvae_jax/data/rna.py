@@ -260,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
                 **shares,
             )
         else:
+            if flags.max_len < 0 or flags.num_sample < 0:
+                raise UserError(f"--max_len={flags.max_len} and --num_sample={flags.num_sample} must be at least 0")
             table = rna_tables.read(pathlib.Path(flags.file).expanduser(), flags.max_len, flags.family)
             left_out = table.left_out
             splits = convert(table, flags.max_len, flags.num_sample, **shares)

@@ -30,8 +30,8 @@ def fit(arrays: dict[str, np.ndarray], max_length: int, num_sample: int) -> dict
     longest = int(arrays["length"].max())
     if longest > max_length:
         raise UserError(
-            f"a sequence has {longest} bases, more than data.max_length={max_length}; set "
-            f"data.max_length={longest + longest % 2} or make the data with --max_len={max_length}"
+            f"a sequence has {longest} bases, more than data.max_length={max_length}; train with "
+            f"--config.data.max_length={longest + longest % 2}, or make or convert the data with --max_len={max_length}"
         )
     shape = (num_sample, boxes.max_boxes(max_length), 5)
     if arrays["boxes"][:, :num_sample, shape[1] :, 0].any():

@@ -38,7 +38,7 @@ def read(path: pathlib.Path, max_len: int = 0, family: str = "") -> Table:
         return read_table(path, max_len)
     if re.search(r"\.csv(\.gz)?$", path.name):
         return read_archive(path, max_len, family)
-    raise UserError(f"{path} is neither a .csv (id, sequence, structure) nor a .pkl file, gzipped or not; rename it")
+    raise UserError(f"{path} is neither a .csv (id, sequence, structure) nor a .pkl file, gzipped or not; take one")
 
 
 def is_pickle(path: pathlib.Path) -> bool:

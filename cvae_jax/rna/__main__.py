@@ -17,7 +17,9 @@ from cvae_jax.rna.prediction import predict
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the structure of maximum expected accuracy of each sequence, the most frequent samples, and the boxes."""
+    """Prints each sequence's structure of maximum expected accuracy, its five most frequent samples, and its boxes of
+    probability 0.1 and more.
+    """
     parser = Parser(prog="python -m cvae_jax.rna", description=main.__doc__)
     parser.add_argument("--workdir", required=True, help="of a trained configs/rna_boxes.py")
     parser.add_argument("--num_samples", type=int, default=100, help="draws of z")
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         drawn = [boxes.dot_bracket(pairs, length) for pairs in one.structures]
         for structure, count in collections.Counter(drawn).most_common(5):
             print(f"{structure}  {count / len(drawn):.0%} of {len(drawn)} samples")
+        if not (one.boxes.probability >= scores.PROBABLE).any():
+            print(f"  no box of probability {scores.PROBABLE} or more")
         for (kind, x0, y0, wx, wy), probability in zip(one.boxes.boxes.tolist(), one.boxes.probability, strict=True):
             if probability >= scores.PROBABLE:
                 name = boxes.TYPES[kind - 1]

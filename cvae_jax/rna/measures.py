@@ -28,7 +28,9 @@ WAYS = ("mean y", "sampled y")  # what a structure is made of, given z
 GED, DIVERSITY = "GED² to the ensemble of structures of {}", "diversity of structures of {}"
 BOXES = "boxes of {}: {}"
 KINDS = ("all types", *boxes.TYPES)
-PAIRS_AND_BOXES = ": pair probabilities, and boxes of probability 0.1 and more"
+LONGEST = ", the longest of the first few sequences"
+PAIRS_AND_BOXES = LONGEST + ": pair probabilities, and boxes of probability 0.1 and more"
+STRUCTURES_OF_BOTH = LONGEST + ": structures drawn from the ensemble, and the model's most accurate ones given each z"
 SCORES = ("sensitivity", "precision", "precision at matched count")
 
 
@@ -154,7 +156,7 @@ def pictures(
     sampled_structures = {"ensemble": truth.structures, "model": one.structures}
     return {
         "matrix": lambda path, title: figures.matrices(path, one.sequence, panels, outlined, title + PAIRS_AND_BOXES),
-        "arcs": lambda path, title: figures.arcs(path, one.sequence, sampled_structures, title),
+        "arcs": lambda path, title: figures.arcs(path, one.sequence, sampled_structures, title + STRUCTURES_OF_BOTH),
     }
 
 

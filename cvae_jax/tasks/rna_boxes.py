@@ -100,12 +100,12 @@ def make_task(config: Any) -> Task:
 
     def observe(x: Sequence[str], y: Sequence[str] | None = None) -> Batch:
         """Batch of a user's sequences, and of a structure of each in dot-bracket notation, or None."""
-        if isinstance(x, str) or not len(x) or not all(isinstance(sequence, str) for sequence in x):
-            raise UserError('x must be sequences of letters in a list, as in ["GGGAAAACCC"]')
-        codes = [encode(sequence) for sequence in x]
+        codes = [encode(sequence) for sequence in _texts("x", x, "GGGAAAACCC")]
         longest = max(len(one) for one in codes)
         if longest > side:
-            raise UserError(f"a sequence has {longest} bases, more than the {side} of data.max_length; train with more")
+            raise UserError(
+                f"a sequence has {longest} bases, more than the {side} of data.max_length, with which training set it"
+            )
         length = limits[int(np.searchsorted(limits, longest))]
         letters = {
             "sequence": jnp.asarray(np.stack([np.pad(one, (0, length - len(one))) for one in codes])),
@@ -114,11 +114,16 @@ def make_task(config: Any) -> Task:
         index, valid = jnp.arange(len(x)), jnp.ones(len(x))
         if y is None:
             return Batch(letters, None, None, index, valid)
-        if [len(structure) for structure in y] != [len(one) for one in codes]:
-            raise UserError("x and y must be as many sequences and structures, each pair of one length")
+        if len(_texts("y", y, "(((....)))")) != len(codes):
+            raise UserError(f"x has {len(codes)} sequences and y {len(y)} structures; give as many of each")
         found = np.zeros((len(x), 1, boxes.max_boxes(length), 5), np.int16)
         for number, structure in enumerate(y):
-            of_one = boxes.boxes_of(boxes.parse(structure)[0])
+            if len(structure) != len(codes[number]):
+                raise UserError(f"{structure} has {len(structure)} marks for {len(codes[number])} bases; give one each")
+            pairs, num_dropped = boxes.parse(structure)
+            if num_dropped:
+                raise UserError(f"{structure} has a pseudoknot, which boxes cannot tell; leave its pairs out")
+            of_one = boxes.boxes_of(pairs)
             if len(of_one) > boxes.max_boxes(len(structure)):
                 raise UserError(f"{structure} has hairpins of less than two bases; leave them out")
             found[number, 0, : len(of_one)] = of_one
@@ -180,6 +185,13 @@ def make_task(config: Any) -> Task:
         pictures=functools.partial(measures.pictures, num_samples=config.measure_samples),
         buckets=Buckets(limits, lambda arrays: arrays["length"], cut),
     )
+
+
+def _texts(name: str, found: Any, example: str) -> Sequence[str]:
+    """What was given as x or y, or a UserError where that is not texts in a list."""
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(one, str) for one in found):
+        raise UserError(f'{name} must be texts in a list, as in ["{example}"]')
+    return found
 
 
 def _check(config: Any) -> None:
