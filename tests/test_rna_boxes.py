@@ -57,7 +57,8 @@ def gentle(variables):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The fixed prior is the learned one's Normal with constants: the tests below have it too, at a tenth of the time.
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "pixel, fixed"])
 def test_contract(name):
     contract.check_model(*model_of(name))
 
