@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import mnist_quadrants
-from cvae_jax import buckets, inference, keys, parallel, tasks, training
+from cvae_jax import buckets, epochs, inference, keys, parallel, tasks, training
 from cvae_jax.distributions import Bernoulli, Normal, sum_per_example
 from cvae_jax.estimators import ESTIMATORS
 
@@ -80,7 +80,7 @@ class Contender:
             steps = self.steps
         batch_size = self.stage.settings.batch_size
         began = time.perf_counter()
-        order = training.epoch_order(self.seed, self.epoch, contender.NUM_TRAIN)[: self.steps * batch_size]
+        order = epochs.order(self.seed, self.epoch, contender.NUM_TRAIN)[: self.steps * batch_size]
         order = order.reshape(self.steps, batch_size)
         waiting, losses, done = None, [], 0
         for call in self.calls:

@@ -34,7 +34,7 @@ import numpy as np
 from rna_boxes_torch import InTorch, converted, given, num_threads, seconds
 
 from configs import rna_boxes
-from cvae_jax import keys, parallel, tables, tasks, training
+from cvae_jax import epochs, keys, parallel, tables, tasks, training
 from cvae_jax.data import rna
 from cvae_jax.errors import UserError
 from cvae_jax.model import Batch, Train, Variables
@@ -61,7 +61,7 @@ class Trainer:
         functions = training.make_functions(self.stage, self.task, mesh, counts)
         self.place = parallel.replicated(mesh)
         self.buckets = jax.device_put(found, self.place)
-        self.rows = [training.epoch_batches(seeds, 0, count, batch_size, place) for place, count in enumerate(counts)]
+        self.rows = [epochs.batches(seeds, 0, count, batch_size, place) for place, count in enumerate(counts)]
         self.state = functions.init(jax.device_put(seeds, self.place))
         self.compiled = [
             functions.train_steps.lower(self.state, {}, jax.device_put(rows[:, :1], self.place), bucket).compile()

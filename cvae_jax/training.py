@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from cvae_jax import buckets, keys, monitor, objectives, parallel, schedules
+from cvae_jax import buckets, epochs, keys, monitor, objectives, parallel, schedules
 from cvae_jax.buckets import Bucket
 from cvae_jax.checkpoints import Checkpoints
 from cvae_jax.data import Splits
@@ -54,36 +54,6 @@ class Functions(NamedTuple):
     init: Any  # (seeds [seeds]) -> state
     train_steps: Any  # (state, frozen, rows [seeds, steps, batch], bucket) -> state, terms [seeds, steps]
     close_epoch: Any  # (state, frozen, buckets) -> state, terms [seeds]
-
-
-def epoch_order(seed: int, epoch: int, num_examples: int, bucket: int = 0) -> np.ndarray:
-    """The order in which an epoch visits the examples of a bucket, int32 [num_examples]."""
-    generator = np.random.Generator(np.random.Philox(key=[seed, epoch + (bucket << 32)]))
-    return generator.permutation(num_examples).astype(np.int32)
-
-
-def epoch_batches(seeds: np.ndarray, epoch: int, num_examples: int, batch_size: int, bucket: int = 0) -> np.ndarray:
-    """Rows of the examples in an epoch's whole batches of a bucket, int32 [seeds, steps, batch]."""
-    orders = np.stack([epoch_order(int(seed), epoch, num_examples, bucket) for seed in seeds])
-    steps = num_examples // batch_size
-    return orders[:, : steps * batch_size].reshape(len(seeds), steps, batch_size)
-
-
-def epoch_calls(stage: Stage, counts: Sequence[int], epoch: int) -> list[tuple[int, np.ndarray]]:
-    """An epoch as compiled calls: the bucket of each, and which of its batches. Buckets take turns at random."""
-    calls: list[list[np.ndarray]] = []
-    for count in counts:
-        steps = count // stage.settings.batch_size
-        calls.append(np.array_split(np.arange(steps), max(1, round(steps / stage.settings.steps_per_call))))
-    turns = np.repeat(np.arange(len(counts)), [len(own) for own in calls])
-    # Of the epoch alone: the seeds of an experiment take their calls together.
-    turns = np.random.Generator(np.random.Philox(key=[epoch, 0])).permutation(turns)
-    return [(int(bucket), calls[bucket].pop(0)) for bucket in turns]
-
-
-def steps_per_epoch(stage: Stage, counts: Sequence[int]) -> int:
-    """Whole batches in an epoch; the rest of each bucket's examples stand in other epochs' batches."""
-    return sum(count // stage.settings.batch_size for count in counts)
 
 
 def training_buckets(stage: Stage, task: Task, splits: Splits) -> list[Bucket]:
@@ -121,7 +91,7 @@ def check_settings(stage: Stage, counts: Sequence[int]) -> None:
     ):
         if not fits:
             raise UserError(f"{stage.name}.{key}={value} must be {must}")
-    num_steps = settings.epochs * steps_per_epoch(stage, counts)
+    num_steps = settings.epochs * epochs.num_steps(settings.batch_size, counts)
     if objective.annealing_steps > num_steps:
         raise UserError(
             f"{stage.name}.objective.annealing_steps={objective.annealing_steps} is longer than the run of "
@@ -132,7 +102,8 @@ def check_settings(stage: Stage, counts: Sequence[int]) -> None:
 
 def make_optimizer(stage: Stage, counts: Sequence[int]) -> optax.GradientTransformation:
     """The stage's optimiser for a run over buckets of so many examples."""
-    return schedules.optimizer(stage.settings.optimizer, stage.settings.epochs * steps_per_epoch(stage, counts))
+    settings = stage.settings
+    return schedules.optimizer(settings.optimizer, settings.epochs * epochs.num_steps(settings.batch_size, counts))
 
 
 def init_state(stage: Stage, task: Task, optimizer: optax.GradientTransformation, seed: Array) -> State:
@@ -271,9 +242,9 @@ def _open(settings: Any, bad_epochs: Any) -> Any:
     return (settings.patience == 0) | (bad_epochs < max(settings.patience, 1))
 
 
-def finished(settings: Any, epochs: int, bad_epochs: Any) -> bool:
+def finished(settings: Any, num_epochs: int, bad_epochs: Any) -> bool:
     """Whether all epochs are done, or no seed's validation loss has improved for `patience` epochs (0: never stop)."""
-    return epochs >= settings.epochs or not np.any(_open(settings, np.asarray(bad_epochs)))
+    return num_epochs >= settings.epochs or not np.any(_open(settings, np.asarray(bad_epochs)))
 
 
 def compile_stage(
@@ -339,7 +310,7 @@ def fit(
     place = parallel.replicated(mesh)
     train, valid = training_buckets(stage, task, splits), buckets.of_split(task, splits["valid"])
     counts = [len(bucket.index) for bucket in train]
-    per_epoch = steps_per_epoch(stage, counts)
+    per_epoch = epochs.num_steps(batch_size, counts)
     functions = make_functions(stage, task, mesh, counts, seeds_by)
 
     # The state: restored, or new.
@@ -355,7 +326,7 @@ def fit(
 
     # The data live on the device; an epoch is a few compiled calls of many steps each.
     train, valid, frozen = jax.device_put((train, valid, frozen), place)
-    calls = epoch_calls(stage, counts, 0)
+    calls = epochs.calls(settings, counts, 0)
     train_steps, close_epoch = compile_stage(stage, functions, state, frozen, train, valid, calls)
 
     log = Log(workdir, stage.name, step, by_seed=len(seeds) > 1)
@@ -381,10 +352,10 @@ def fit(
             began = time.perf_counter()
             open_ = np.broadcast_to(_open(settings, np.asarray(state.bad_epochs)), seeds.shape)
             epoch = step // per_epoch
-            rows = [epoch_batches(seeds, epoch, count, batch_size, number) for number, count in enumerate(counts)]
+            rows = [epochs.batches(seeds, epoch, count, batch_size, number) for number, count in enumerate(counts)]
             received: list[dict[str, np.ndarray]] = []
             running: list[tuple[dict[str, Array], int]] = []
-            for bucket, call in epoch_calls(stage, counts, epoch):
+            for bucket, call in epochs.calls(settings, counts, epoch):
                 state, terms = train_steps(state, frozen, bucket, jax.device_put(rows[bucket][:, call], place))
                 running.append((terms, step))
                 if len(running) > 1:

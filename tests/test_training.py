@@ -17,7 +17,7 @@ import pytest
 
 import cvae_jax
 from configs import digits_quadrants
-from cvae_jax import buckets, data, experiment, metrics, parallel, tasks, training
+from cvae_jax import buckets, data, epochs, experiment, metrics, parallel, tasks, training
 from cvae_jax.checkpoints import Checkpoints
 from cvae_jax.errors import DivergenceError, UserError
 
@@ -124,7 +124,7 @@ def test_averaged_weights_and_adam_against_numpy():
     functions = training.make_functions(stage, task, mesh, [1297])
     start = functions.init(jnp.zeros(1, jnp.int32))
     params = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), start.variables["params"])
-    order = training.epoch_order(0, 0, 1297)[:64].reshape(2, 32)
+    order = epochs.order(0, 0, 1297)[:64].reshape(2, 32)
     bucket = jax.device_put(buckets.of_split(task, arrays)[0], place)
     state, _ = functions.train_steps(start, {}, jax.device_put(order[None], place), bucket)
 
@@ -162,11 +162,11 @@ def test_averaged_weights_and_adam_against_numpy():
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch():
-    order = training.epoch_order(3, 5, 1000)
+    order = epochs.order(3, 5, 1000)
     assert sorted(order) == list(range(1000))
-    np.testing.assert_array_equal(order, training.epoch_order(3, 5, 1000))
-    assert (order != training.epoch_order(3, 6, 1000)).mean() > 0.9
-    assert (order != training.epoch_order(4, 5, 1000)).mean() > 0.9
+    np.testing.assert_array_equal(order, epochs.order(3, 5, 1000))
+    assert (order != epochs.order(3, 6, 1000)).mean() > 0.9
+    assert (order != epochs.order(4, 5, 1000)).mean() > 0.9
 
 
 # Seeds: independent models in one program.
