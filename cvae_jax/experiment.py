@@ -239,7 +239,7 @@ class Experiment(NamedTuple):
         proposal = objectives.predicts_from(objective)
         index = jnp.zeros(1, jnp.int32)
         raw = {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in self.task.raw.items()}
-        batch = self.task.batch(raw, index, jnp.ones(1), keys.unused(index), False)
+        batch = jax.eval_shape(lambda: self.task.batch(raw, index, jnp.ones(1), keys.unused(index), False))
         exact = proposal == "prior_mean" or not has_latents(model, variables, batch)
         return How(exact, not exact and objectives.trains_recognition(objective), proposal)
 

@@ -10,6 +10,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read when JAX is first imported
 
+# Most of the time goes into compiling. What a program computes does not hang on how LLVM optimises it; where that
+# itself is tested there is the fixture `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+
 # Many tests compile the same programs, in this process, in those they start, and in pytest-xdist's workers.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="cvae_jax_tests_")
@@ -77,11 +81,10 @@ def small_run(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
-def compiled_quickly():
-    """Less optimised programs, for tests of statistics, whose time is all compilation.
-
-    Never for those of bits, nor for programs that they share: JAX keeps what it has compiled, however it was.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """Programs as users run them. JAX would hand out what it has compiled already, however that was."""
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()

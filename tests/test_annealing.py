@@ -170,7 +170,6 @@ def test_one_step_is_importance_sampling():
     assert np.isnan(chains.acceptance).all()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_more_steps_are_better(one_block):
     batch, truth = lg.batch_of(X_, Y_), lg.log_p_y(X_, Y_)
     spreads = []
@@ -195,7 +194,6 @@ def test_temperatures():
         assert (np.diff(ladder) > 0).all()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_factors(one_block):
     found = annealing.bdmc(FACTORED, {}, batch_of(RNG.normal(size=(60, 3)), None), 16, KEY, FROM_PRIOR)
     truth = factored_log_p_y(np.asarray(found.batch.x, np.float64), np.asarray(found.batch.y, np.float64))
@@ -212,7 +210,6 @@ def test_factors(one_block):
     assert (other.log_weights[..., 2] != found.forward.log_weights[..., 2]).all()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_z_of_two_layers(one_block):
     x = RNG.normal(size=(60, 4))
     z1 = RNG.normal(size=(60, 2))
@@ -222,7 +219,6 @@ def test_z_of_two_layers(one_block):
     assert chains.log_weights.std(0).mean() < 1
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_trajectories_that_run_away_are_rejected(one_block):
     chains = annealing.ais(WALLED, {}, batch_of(np.zeros((60, 1)), np.ones((60, 1))), 16, KEY, FROM_PRIOR)
     assert np.isfinite(chains.log_weights).all() and np.isfinite(chains.acceptance).all()
@@ -255,7 +251,6 @@ def test_bdmc(request, settings):
     assert np.abs(found.reverse.acceptance.mean() - annealing.TARGET_ACCEPTANCE) < 0.06
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_few_steps_show_a_weight_at_the_wrong_temperature(one_block):
     batch = lg.batch_of(lg.data(600)[0], None)
     found = annealing.bdmc(lg.MODEL, lg.variables(1.4, 0.7), batch, 16, KEY, Annealing("recognition", 4))

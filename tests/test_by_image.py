@@ -38,7 +38,6 @@ def batch_of(task, image, label=None, key=0):
 # Batches.
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_label_is_the_next_one_half_of_the_time():
     label = np.repeat(np.arange(10, dtype=np.int32), 1000)
     images = np.broadcast_to(RAW[0], (len(label), *SHAPE))
@@ -56,7 +55,6 @@ def test_a_label_is_the_next_one_half_of_the_time():
     np.testing.assert_allclose(batch.x[0], RAW[0] / 255, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_super_resolution_is_given_the_means_of_blocks():
     batch = batch_of(task_of("superres", targets="grey"), RAW)
     np.testing.assert_allclose(batch.y, RAW / 255, rtol=1e-6)
@@ -66,7 +64,6 @@ def test_super_resolution_is_given_the_means_of_blocks():
     np.testing.assert_array_equal(drawn.x, np.asarray(drawn.y).reshape(3, 2, 4, 3, 4).mean((2, 4)))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_denoising_is_given_the_image_under_noise():
     images = np.broadcast_to(RAW[0], (200, *SHAPE))
     batch = batch_of(task_of("denoise", noise=0.25, targets="grey"), images)
@@ -229,7 +226,6 @@ def labelled():
     return task, variables, np.stack([special.softmax(generate(params, one, GRID), -1) for one in x])
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_probabilities_of_all_labels_are_those_by_quadrature_and_sum_to_one(labelled):
     task, variables, on_grid = labelled
     truth = np.einsum("xzy,z->xy", on_grid, np.exp(LOG_WEIGHTS))
@@ -245,7 +241,6 @@ def test_the_probabilities_of_all_labels_are_those_by_quadrature_and_sum_to_one(
         assert (np.abs(p.sum(1) - 1) < SIGMAS * error).all()
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_the_predictive_distribution_and_its_entropy(labelled):
     task, variables, on_grid = labelled
     model, batch, key = task.stages[0].model, task.observe(IMAGES, [1, 2]), jax.random.key(0)

@@ -126,7 +126,6 @@ def test_networks_of_the_seed_and_of_the_paper(config, label, recognition, gener
 
 
 @pytest.mark.parametrize(("labels", "activation"), [(LABELS, "relu"), (None, "tanh")])
-@pytest.mark.usefixtures("compiled_quickly")
 def test_a_given_z_is_scored_as_by_hand(labels, activation):
     make = vae if labels is None else of_labels
     task = make(**{"cvae.latent": 3, "cvae.hidden": (16, 12), "cvae.activation": activation})
@@ -163,7 +162,6 @@ def classified():
     return task, variables, images, labels, by_quadrature(variables, images)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_classify_by_bayes_rule(classified):
     task, variables, images, labels, truth = classified
     model, key = task.stages[0].model, jax.random.key(0)
@@ -188,7 +186,6 @@ def test_classify_by_bayes_rule(classified):
     np.testing.assert_array_equal(next(iter(measured.values())), right.astype(float))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_classify_where_the_likelihood_is_exact(classified):
     task, variables, images, labels, _ = classified
     how = How(exact=True, has_recognition=False, predicts_from="prior_mean")
@@ -272,7 +269,6 @@ def test_panels():
     assert list(of_labels().panels(of_labels().observe(LABELS), one)) == ["label", "prediction"]
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_pictures_of_labels():
     task = of_labels()
     model, batch = task.stages[0].model, task.observe(LABELS, IMAGES)
@@ -294,7 +290,6 @@ def test_pictures_of_labels():
         np.testing.assert_allclose(images, means(variables, np.eye(10), np.zeros((10, 2))), atol=1e-5)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize(
     ("changes", "how"),
     [({"cvae.prior": "learned"}, TRAINED), ({}, TRAINED._replace(has_recognition=False))],
@@ -314,7 +309,6 @@ def test_analogies_carry_the_noise_where_no_image_can_be_carried(changes, how):
         assert np.allclose(drawn.z[0], nothing.z[0], atol=1e-5) == (not changes)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_pictures_of_the_vae():
     task, nothing = vae(), np.zeros(0)
     model, batch = task.stages[0].model, task.observe(None, IMAGES)
@@ -340,7 +334,6 @@ def test_pictures_of_the_vae():
         np.testing.assert_allclose(images, means(variables, nothing, z, "tanh"), atol=1e-5)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_from_training_to_a_measured_accuracy(tmp_path, capsys):
     config = mnist_class.get_config("smoke")
     config.cvae.update(epochs=2, hidden=(16,), figure_every=0, log_every=20, steps_per_call=30)

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -24,11 +23,7 @@ SMOKE = [  # as a user starts them
 
 
 def run(*arguments):
-    # Most of what these take is compiling, and none is about bits.
-    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 @pytest.fixture(scope="session")

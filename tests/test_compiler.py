@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def test_jit_of_vmapped_product_and_sum():

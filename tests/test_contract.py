@@ -76,13 +76,11 @@ def single(module, variant, changes, x, y):
     return model, moved(jax.jit(model.init)(jax.random.key(0), batch)), batch
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", SINGLE)
 def test_tasks_of_one_stage(name):
     contract.check_model(*single(*SINGLE[name]))
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_residual_networks_given_a_label():
     contract.check_without_y(
         *single(mnist_class, "smoke", {"network": "residual", "activation": "gelu", **LEARNED}, LABELS, IMAGES)

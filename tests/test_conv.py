@@ -11,6 +11,8 @@ from jax import lax
 
 from cvae_jax.networks.conv import LAYOUT, Conv, conv
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 OURS = partial(conv, dimension_numbers=LAYOUT)
 STOCK = partial(lax.conv_general_dilated, dimension_numbers=LAYOUT)
 RNG = np.random.default_rng(0)

@@ -21,7 +21,6 @@ from cvae_jax.estimators import (
 )
 
 SIGMAS = 4.5
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 X_, Y_ = lg.data(6)
 FACTORED = lg.LinearGaussian(x_size=3, z_size=6, y_size=6, factored=True)
 

@@ -11,9 +11,6 @@ from cvae_jax import inference
 from cvae_jax.errors import UserError
 from cvae_jax.estimators import ESTIMATORS, PRIOR_SHARE, log_mean_exp, unreliable
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
-
 # The defensive mixture.
 
 

@@ -14,7 +14,6 @@ from cvae_jax.errors import UserError
 SIGMAS = 4.5
 X_, Y_ = lg.data(5)
 NUM_DRAWS = 6000
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def draws(gaussian, variables, batch, repeat, num_samples):

@@ -5,8 +5,6 @@ import pytest
 
 from cvae_jax.networks import pairs
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def test_fold_holds_each_pixel_of_the_upper_triangle_once_and_unfold_brings_it_back():
     square = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)

@@ -21,8 +21,6 @@ from cvae_jax.rna import boxes, folding, measures, prediction
 from cvae_jax.rna.ensemble import ensemble
 from cvae_jax.tasks.rna_boxes import training_weights, weights
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SEQUENCES = ["GGGAAAACCC", "GGCGAAAGCAAC", "GAGAAAAUCACU"]
 STRUCTURES = ["(((....)))", "((.(...)))..", ".((....))..."]
 MODELS = {

@@ -60,7 +60,6 @@ def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path,
 
 
 def test_sigkill_leaves_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiles in half the time, both runs alike
     kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=2, folder=tmp_path)
 
 
@@ -181,6 +180,7 @@ EARLY = {
 }  # so that the seeds stop at different epochs
 
 
+@pytest.mark.usefixtures("optimized")
 def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
     cvae_jax.train(small_config(seed=3, num_seeds=3, **EARLY), str(tmp_path / "all"))
     rows = metrics.read(tmp_path / "all")

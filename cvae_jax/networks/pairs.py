@@ -1,5 +1,6 @@
 """Features of every pair of positions of a sequence: [batch, length, length, channels], padding masked out."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,6 +149,7 @@ def fold(square: Array, axis: int) -> Array:
     return jnp.where(_upper_of_fold(length, axis, square.ndim), top, jnp.flip(bottom, (axis, axis + 1)))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def unfold(rectangle: Array, axis: int) -> Array:
     """The square [..., length, length, ...] that `fold` makes this of, 0 on and below the diagonal."""
     length = rectangle.shape[axis + 1]

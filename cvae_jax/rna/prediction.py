@@ -88,7 +88,12 @@ def in_parts(batch: Batch) -> Iterator[tuple[Batch, int]]:
     size = -(-EXAMPLES_PER_CALL // jax.device_count()) * jax.device_count()  # the same number for every device
     for start in range(0, count, size):
         rows = np.minimum(np.arange(start, start + size), count - 1)
-        yield jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch), min(size, count - start)
+        yield _rows_of(batch, rows), min(size, count - start)
+
+
+@jax.jit
+def _rows_of(batch: Batch, rows: np.ndarray) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[rows], batch)
 
 
 def predictions(

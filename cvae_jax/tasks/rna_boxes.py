@@ -78,6 +78,7 @@ def make_task(config: Any) -> Task:
     heads = [name for name in HEADS if name != "scalar" or config.scalar_sizes]
     side, count = config.data.max_length, boxes.max_boxes(config.data.max_length)
 
+    @functools.partial(jax.jit, static_argnums=4)  # op by op it would compile a hundred programs for every bucket
     def of_boxes(x: dict[str, Array], found: Array, index: Array, valid: Array, train: bool) -> Batch:
         """The batch of structures as boxes, int [batch, structures, boxes, 5]."""
         length = x["sequence"].shape[1]
