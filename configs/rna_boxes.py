@@ -7,7 +7,7 @@ python eval.py --workdir=runs/rna --num_examples=200
 python -m cvae_jax.rna --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
 
 Without `data.dir` the sequences are made anew at each start. Keys to compare: `--config.cvae.z=global`, `pixel` (with
-`--config.cvae.objective.beta=1`) or `none`, `--config.cvae.prior=learned` or `fixed`. 40 minutes on one busy CPU core;
+`--config.cvae.objective.beta=1`) or `none`, `--config.cvae.prior=learned` or `fixed`. 44 minutes on one busy CPU core;
 the correlation with the exact pair probabilities is then about 0.76, see the README for all that was measured.
 Variants: `:debug`, `:run_1` and `:run_2` are the networks and runs of the seed: z of each pixel, sequences up to 100,
 heads as means, weight 0.1 for pixels that are not near boxes (run_2: 1); these take a GPU but for `:debug`. `:smoke` is
@@ -62,8 +62,8 @@ def get_config(variant: str = "") -> ConfigDict:
         },
     )  # fmt: skip
     # Dense targets repeat a box at each of its pixels, so z would tell far more than which structure it is (with a
-    # weight of 4, 7.7 nats and not 2.7), and samples from the prior would lie where the generation network was not
-    # trained: their structures differ by more than the ensemble's.
+    # weight of 4, 7.7 nats and not 2.7 after five epochs), and samples from the prior would lie where the generation
+    # network was not trained: their structures differ by more than the ensemble's.
     config.cvae.objective.beta = 10.0
     if options & {"debug", "run_1", "run_2"}:  # those of the seed
         config.cvae.objective.beta = 1.0

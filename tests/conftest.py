@@ -10,8 +10,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()  # read when JAX is first imported
 
-# Most of the time goes into compiling. What a program computes does not hang on how LLVM optimises it; where that
-# itself is tested there is the fixture `optimized`.
+# Most of the time goes into compiling. What a program computes hangs on LLVM's optimisations by rounding alone; for
+# tests of bits, and of compilers, there is the fixture `optimized`. All as users run it, in a fifth more time:
+# JAX_DISABLE_MOST_OPTIMIZATIONS=false make test
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 # Many tests compile the same programs, in this process, in those they start, and in pytest-xdist's workers.
@@ -80,11 +81,12 @@ def small_run(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def optimized():
-    """Programs as users run them. JAX would hand out what it has compiled already, however that was."""
+    """Programs as users run them, to the module's end. JAX would hand out what it has compiled, however that was."""
+    before = jax.config.jax_disable_most_optimizations
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()

@@ -280,7 +280,7 @@ def log_weights(batch, num_chains=16, key=KEY):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(optimized):
     batch = lg.batch_of(*lg.data(23))
     return batch, log_weights(batch)
 
@@ -320,6 +320,7 @@ def test_chains_do_not_depend_on_the_number_of_devices(whole, tmp_path):
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
         "PYTHONPATH": f"{here}:{here.parent}",
     }
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "one.npy")], check=True, env=environment)

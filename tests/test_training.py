@@ -22,6 +22,7 @@ from cvae_jax.checkpoints import Checkpoints
 from cvae_jax.errors import DivergenceError, UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def small_config(**changes):
@@ -59,7 +60,7 @@ def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path,
     assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
 
 
-def test_sigkill_leaves_the_same_bytes(tmp_path, monkeypatch):
+def test_sigkill_leaves_the_same_bytes(tmp_path):
     kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=2, folder=tmp_path)
 
 
@@ -180,7 +181,6 @@ EARLY = {
 }  # so that the seeds stop at different epochs
 
 
-@pytest.mark.usefixtures("optimized")
 def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
     cvae_jax.train(small_config(seed=3, num_seeds=3, **EARLY), str(tmp_path / "all"))
     rows = metrics.read(tmp_path / "all")
@@ -198,8 +198,8 @@ def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
 
 def test_vmapped_seeds_follow_the_mapped_ones(tmp_path):
     for how in ("map", "vmap"):
-        epochs = {"baseline.epochs": 2, "cvae.epochs": 2}
-        config = small_config(num_seeds=2, seeds_by=how, **epochs, **{"baseline.patience": 0, "cvae.patience": 0})
+        short = {"baseline.epochs": 2, "cvae.epochs": 2}
+        config = small_config(num_seeds=2, seeds_by=how, **short, **{"baseline.patience": 0, "cvae.patience": 0})
         cvae_jax.train(config, str(tmp_path / how))
     for one, other in zip(metrics.read(tmp_path / "map"), metrics.read(tmp_path / "vmap"), strict=True):
         for name, value in one.items():
