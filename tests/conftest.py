@@ -84,7 +84,7 @@ def small_run(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def optimized():
     """Programs as users run them, to the module's end. JAX would hand out what it has compiled, however that was."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
