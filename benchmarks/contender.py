@@ -1,4 +1,4 @@
-"""What every contender shares: the images, the clock, and obeying the process that compares them.
+"""What every contender shares: the images, and obeying the process that compares them.
 
 A contender is a process with a Python of its own. It reads one JSON object a line, {"do": JOB, ...arguments},
 and answers each with one line: the job's numbers, or {"error": ...}. Between jobs it is asleep on its input,
@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -44,18 +43,6 @@ def observed_pixels() -> np.ndarray:
     mask = np.zeros((28, 28), np.float32)
     mask[14:, :14] = 1
     return mask
-
-
-def num_threads() -> int:
-    """Cores this process may run on: restrict them with taskset, and every contender follows."""
-    return len(os.sched_getaffinity(0))
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """How long `work` takes, which has to wait for its own results."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def serve(jobs: dict[str, Callable[..., dict[str, Any]]]) -> None:

@@ -8,6 +8,7 @@ import contender
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from configs import mnist_quadrants
 from cvae_jax import buckets, epochs, inference, keys, parallel, tasks, training
@@ -60,7 +61,7 @@ class Contender:
         unused = keys.per_example(jax.random.key(0), index)
         self.batch = self.task.batch(raw, index, jnp.ones(len(index)), unused, False)
         self.num_samples = settings["num_samples"]
-        self.first = contender.seconds(self._scores)
+        self.first = timing.seconds(self._scores)
 
     def prepare(self) -> dict[str, Any]:
         """Tells what had to be compiled, and runs the training once so that memory is touched."""
@@ -117,7 +118,7 @@ class Contender:
         if warm:
             self._scores(draws_per_call)
         values = []
-        took = contender.seconds(lambda: values.append(self._scores(draws_per_call)))
+        took = timing.seconds(lambda: values.append(self._scores(draws_per_call)))
         estimate = ESTIMATORS["is"].summarise(values[0])
         return {"seconds": took, "draws": values[0].size, "log_prob": float(estimate.value.mean())}
 
@@ -157,7 +158,7 @@ def matmul_rate(shapes: list[tuple[int, int, int]], repeats: int) -> float:
 
     work()
     flops = repeats * sum(2 * m * k * n for m, k, n in shapes)
-    return flops / min(contender.seconds(work) for _ in range(3))
+    return flops / min(timing.seconds(work) for _ in range(3))
 
 
 def profile(ours: Contender) -> dict[str, float]:
@@ -299,7 +300,7 @@ def profile(ours: Contender) -> dict[str, float]:
 
         compiled = jax.jit(loop).lower(starts).compile()
         jax.block_until_ready(compiled(starts))
-        took[name] = min(contender.seconds(lambda c=compiled: jax.block_until_ready(c(starts))) for _ in range(3))
+        took[name] = min(timing.seconds(lambda c=compiled: jax.block_until_ready(c(starts))) for _ in range(3))
     return took
 
 

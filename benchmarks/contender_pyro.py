@@ -11,6 +11,7 @@ from typing import Any
 import contender
 import numpy as np
 import pyro
+import timing
 import torch
 from contender_torch import mlp
 from PIL import Image
@@ -106,7 +107,7 @@ class Contender:
     """An epoch of SVI over the DataLoader."""
 
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(contender.num_threads())
+        torch.set_num_threads(timing.num_threads())
         pyro.set_rng_seed(0)
         self.steps = settings["train_steps"]
         images = contender.load_images(settings["data_dir"])[: contender.NUM_TRAIN]

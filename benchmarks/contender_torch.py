@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import contender
+import timing
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,7 +64,7 @@ class Contender:
     """Training and importance sampling of the same networks; `compiled` runs both through torch.compile."""
 
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(contender.num_threads())
+        torch.set_num_threads(timing.num_threads())
         torch.manual_seed(0)
         self.steps, self.batch_size = settings["train_steps"], settings["batch_size"]
         self.num_samples, num_examples = settings["num_samples"], settings["num_examples"]
@@ -105,7 +106,7 @@ class Contender:
             if self.compiled:
                 once[f"compile importance sampling, {draws} draws at once"] = time.perf_counter() - began
             samples = min(self.num_samples, 8 * self.chunk) // self.chunk * self.chunk
-            rates[self.chunk] = samples / min(contender.seconds(lambda n=samples: self._importance(n)) for _ in "12")
+            rates[self.chunk] = samples / min(timing.seconds(lambda n=samples: self._importance(n)) for _ in "12")
         self.chunk = max(rates, key=rates.get)
         chosen = f"Adam {min(took, key=took.get)}, {self.chunk * len(self.examples)} draws at once"
         return {"versions": {"torch": torch.__version__}, "once": once, "chosen": chosen}
@@ -153,7 +154,7 @@ class Contender:
     def importance(self) -> dict[str, Any]:
         """Importance sampling of log p(y|x)."""
         values = []
-        took = contender.seconds(lambda: values.append(self._importance(self.num_samples)))
+        took = timing.seconds(lambda: values.append(self._importance(self.num_samples)))
         log_prob = torch.logsumexp(values[0].double(), 0) - torch.log(torch.tensor(float(self.num_samples)))
         return {"seconds": took, "draws": values[0].numel(), "log_prob": log_prob.mean().item()}
 

@@ -10,7 +10,6 @@ the faster. Padding is SAME.
 import argparse
 import pathlib
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import seconds
 
 from cvae_jax import tables
 from cvae_jax.networks.conv import LAYOUT, conv
@@ -48,13 +48,6 @@ def programs(convolve: Callable[..., Any], stride: int) -> list[Callable[..., An
     ]
 
 
-def seconds(function: Callable[..., Any], *args: Any) -> float:
-    """One call."""
-    began = time.perf_counter()
-    jax.block_until_ready(function(*args))
-    return time.perf_counter() - began
-
-
 def measure(rounds: int) -> list[list[str]]:
     """Lines of a table."""
     lines = [["input", "kernel", "stride", "", "JAX", "cvae_jax", "ratio"]]
@@ -62,9 +55,10 @@ def measure(rounds: int) -> list[list[str]]:
         keys = jax.random.split(jax.random.key(0))
         point = [jax.random.normal(key, of) for key, of in zip(keys, (shape, kernel_shape), strict=True)]
         contenders = [program for one in (jax.lax.conv_general_dilated, conv) for program in programs(one, stride)]
-        for program in contenders:
-            seconds(program, *point)  # compiles
-        taken = [[seconds(program, *point) for program in contenders] for _ in range(rounds)]
+        runs = [lambda program=program, point=point: jax.block_until_ready(program(*point)) for program in contenders]
+        for run in runs:
+            run()  # compiles
+        taken = [[seconds(run) for run in runs] for _ in range(rounds)]
         both = np.reshape(taken, (rounds, 2, 2)) / [1, STEPS] * 1e3  # [round, contender, outside or inside], ms
         for place, name in enumerate(("outside", "in a scan")):
             stock, ours = np.median(both[:, :, place], 0)

@@ -16,6 +16,8 @@ import time
 from collections import defaultdict
 from typing import Any
 
+import timing
+
 HERE = pathlib.Path(__file__).resolve().parent
 SWEEP = (500, 1000, 2000, 4000, 8000)
 # Of one z through the generation network 200-500-500-784: its matmuls, nothing else.
@@ -265,7 +267,7 @@ def report_machine(arguments: argparse.Namespace, processes: dict[str, Process],
     loads = " to ".join(f"{one:.2f}" for one in load)
     lines = [
         f"- {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC, {platform.system()} {platform.machine()}",
-        f"- {cpu_model()}, {len(os.sched_getaffinity(0))} cores, load average before and after: {loads}",
+        f"- {cpu_model()}, {timing.num_threads()} cores, load average before and after: {loads}",
         f"- Python {platform.python_version()}, {written}",
         f"- {data}; {arguments.rounds} rounds, contenders in turn; median (least - greatest)",
     ]

@@ -31,7 +31,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rna_boxes_torch import InTorch, converted, given, num_threads, seconds
+from rna_boxes_torch import InTorch, converted, given
+from timing import num_threads, seconds
 
 from configs import rna_boxes
 from cvae_jax import epochs, keys, parallel, tables, tasks, training

@@ -4,31 +4,17 @@ Ours has its weights converted; targets and weights are ready made, of upper-tri
 """
 
 import itertools
-import os
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import num_threads, seconds
 
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.model import Batch
 from cvae_jax.networks.box_cvae import HEADS
 from cvae_jax.networks.pairs import unfold
-
-
-def num_threads() -> int:
-    """Cores this process may run on: restrict them with taskset, and all contenders follow."""
-    return len(os.sched_getaffinity(0))
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """One call."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 class InTorch:

@@ -16,11 +16,11 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from timing import seconds
 
 from cvae_jax import tables
 from cvae_jax.data import rna
@@ -48,13 +48,6 @@ def boxed(structures: list[str]) -> list[Any]:
     """The boxes of one sequence's structures, made once for equal ones, as the package does."""
     known = {one: boxes.boxes_of(boxes.parse(one)[0]) for one in set(structures)}
     return [known[one] for one in structures]
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """One call."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[list[str]], list[float]]:

@@ -55,8 +55,7 @@ def gentle(variables):
     )
 
 
-# The fixed prior is the learned one's Normal with constants: the tests below have it too, at a tenth of the time.
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "pixel, fixed"])
+@pytest.mark.parametrize("name", MODELS)
 def test_contract(name):
     contract.check_model(*model_of(name))
 
