@@ -59,6 +59,12 @@ class Chains(NamedTuple):
     acceptance: np.ndarray  # float32, as large: the mean over temperatures; NaN with one step
 
 
+NOT_SIMULATED = (
+    "bdmc scores y that the model draws, but this one scores each part of y given the true ones before it, which it "
+    "does not draw from; leave bdmc out"
+)
+
+
 class Bidirectional(NamedTuple):
     """Chains in both directions, for a y that the model drew."""
 
@@ -109,8 +115,11 @@ def bdmc(
     The batch's y is not looked at. Its weight must be 0 or 1: else p(y|x,z) is no density, and nothing is bounded.
 
     Raises:
-      UserError: for wrong settings, a model without z or without the network to start from.
+      UserError: for wrong settings, a model without z or without the network to start from, or one that scores parts
+        of y given the true ones before them.
     """
+    if model.autoregressive:
+        raise UserError(NOT_SIMULATED)
     if any(((np.asarray(weight) != 0) & (np.asarray(weight) != 1)).any() for weight in jax.tree.leaves(batch.weight)):
         raise UserError("bdmc needs weights of 0 or 1: with others p(y|x,z) is no density, and nothing is bounded")
     simulated, z = simulate(model, variables, batch, key)

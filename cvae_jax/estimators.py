@@ -266,3 +266,9 @@ def paired_difference(a: Estimate, b: Estimate) -> Mean:
     """
     error, ess, k_hat = np.hypot(a.error, b.error), np.minimum(a.ess, b.ess), np.fmax(a.k_hat, b.k_hat)
     return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat))
+
+
+def ratio_of_sums(sums: np.ndarray) -> np.ndarray:
+    """A mean weighted by example, for `Measures.pooled`: sums [..., 2] of values and of weights -> [...]; NaN of 0."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., 0] / sums[..., 1]

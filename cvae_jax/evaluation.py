@@ -227,7 +227,7 @@ def evaluate(
     }
     write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
     # Last, so that no figure that fails loses what was measured.
-    report.histograms(found.measured, folder, split)
+    report.draw(found.measured, folder, split)
     for run in runs:
         first, base, title = run.trained[0], _base(run, runs), f"{_label(run, runs)}, {run.trained[0].task.column}"
         experiment.draw_samples(first, run.arrays, folder / f"samples_{base}.png", title)
@@ -269,7 +269,8 @@ def _measure(run: "Run", model: str, name: str, seeds: tuple[int, ...], values: 
     task = run.trained[0].task
     assert task.measures is not None
     known, pool = task.measures.known.get(name), task.measures.pooled.get(name)
-    return TaskMeasure(run.workdir, task.column, model, name, seeds, np.stack(values), known, pool)
+    step = task.measures.profiles.get(name)
+    return TaskMeasure(run.workdir, task.column, model, name, seeds, np.stack(values), known, pool, step)
 
 
 def _baselines(run: "Run", seed: int) -> list[TaskMeasure]:
@@ -310,6 +311,8 @@ def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int
     """
     for stage in run.trained[0].stages:
         how = run.trained[0].how(stage.name)
+        if simulate and stage.model.autoregressive:
+            raise UserError(f"{run.workdir}: {annealing.NOT_SIMULATED}")
         usable = _usable(how, wanted, settings)
         simulated = simulate and (how.has_recognition or settings.start == "prior")
         names = list(dict.fromkeys(name for name, count in wanted if (name, count) not in usable))

@@ -24,8 +24,8 @@ def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = 
     """Saves rows of images, or of words, under column headings.
 
     Args:
-      columns: heading -> images [rows, height, width] with values in [0, 1], of a size that may differ by column; NaN
-        is drawn in blue. Or heading -> strings [rows], each drawn in its cell.
+      columns: heading -> images [rows, height, width], grey, or [rows, height, width, 1 or 3], values in [0, 1], of a
+        size that may differ by column; NaN is drawn in blue. Or heading -> strings [rows], each drawn in its cell.
       path: of the PNG.
       title: a line above the figure.
       rows: a label left of each row.
@@ -35,11 +35,11 @@ def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = 
     side = 84 if len(cells) <= MANY_COLUMNS else 56
     pitch = side + GAP
     height, width = pitch * len(cells[0]) - GAP, pitch * len(cells) - GAP
-    mosaic = np.ones((height, width))
+    mosaic = np.ones((height, width, 3))
     for number, column in enumerate(cells):
         if column.dtype.kind != "U":
             for row, image in enumerate(column):
-                _paste(image, mosaic[row * pitch :, number * pitch :][:side, :side])
+                _paste(colours(image), mosaic[row * pitch :, number * pitch :][:side, :side])
     # The size follows from the number of columns and rows, never from words, so that frames of an animation fit.
     left = MARGIN + LABELS * bool(rows)
     wide, high = left + width + MARGIN, MARGIN + height + HEADINGS + TITLE * bool(title)
@@ -47,7 +47,7 @@ def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = 
     axes = figure.add_axes((left / wide, MARGIN / high, width / wide, height / high))
     axes.axis("off")
     # One image of the figure's own pixels: an axes a cell takes seconds.
-    axes.imshow(mosaic, cmap=GREY, vmin=0, vmax=1, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
+    axes.imshow(mosaic, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     across = [number * pitch + side / 2 for number in range(len(cells))]
     down = [row * pitch + side / 2 for row in range(len(cells[0]))]
     heads = [axes.text(x, -5, head, ha="center", va="bottom") for x, head in zip(across, columns, strict=True)]
@@ -65,10 +65,20 @@ def image_grid(columns: dict[str, np.ndarray], path: pathlib.Path, title: str = 
     figure.savefig(path, dpi=DPI)
 
 
+def colours(image: np.ndarray) -> np.ndarray:
+    """An image with values in [0, 1], grey [height, width] or [height, width, 1 or 3], as [height, width, 3].
+
+    NaN is blue in a grey image.
+    """
+    if image.ndim == 2 or image.shape[2] == 1:
+        return GREY(image.reshape(image.shape[:2]).astype(np.float64))[..., :3]
+    return np.clip(image, 0, 1)
+
+
 def _paste(image: np.ndarray, cell: np.ndarray) -> None:
-    """Scales an image [height, width] to the middle of a cell [side, side] by nearest neighbours, its shape kept."""
-    side, longest = len(cell), max(image.shape)
-    height, width = (round(side * pixels / longest) for pixels in image.shape)
+    """Scales an image [height, width, 3] to the middle of a cell [side, side, 3] by nearest neighbours."""
+    side, longest = len(cell), max(image.shape[:2])
+    height, width = (round(side * pixels / longest) for pixels in image.shape[:2])
     top, left = (side - height) // 2, (side - width) // 2
     nearest = np.ix_(np.arange(height) * image.shape[0] // height, np.arange(width) * image.shape[1] // width)
     cell[top : top + height, left : left + width] = image[nearest]
@@ -119,11 +129,42 @@ def histograms(
     figure.savefig(path, dpi=DPI)
 
 
+def courses(
+    values: dict[str, tuple[np.ndarray, np.ndarray]], path: pathlib.Path, title: str, xlabel: str, ylabel: str
+) -> None:
+    """Saves the course of one number over the steps of a sequence, of several models, with 95% confidence bands.
+
+    Args:
+      values: model -> mean and standard error of every step, [steps] each.
+      path: of the PNG.
+      title: a line above the figure.
+      xlabel: what a step is; the first is 1.
+      ylabel: what the values are.
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    panel = figure.subplots()
+    for label, (mean, error) in values.items():
+        steps = np.arange(1, len(mean) + 1)
+        (line,) = panel.plot(steps, mean, marker=".", linewidth=1.3, label=label)
+        panel.fill_between(steps, mean - 1.96 * error, mean + 1.96 * error, color=line.get_color(), alpha=0.15, lw=0)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel(xlabel)
+    panel.set_ylabel(ylabel)
+    panel.set_title(f"{title}; bands: 95% over examples", fontsize=10)
+    panel.legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
 def animate(frames: list[pathlib.Path], path: pathlib.Path, milliseconds: int = 400) -> None:
     """Joins PNG files of one size into a GIF that holds its last frame for two seconds."""
     images = [Image.open(frame).convert("P", palette=Image.Palette.ADAPTIVE) for frame in frames]
     durations = [milliseconds] * (len(images) - 1) + [2000]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, loop=0)
+
+
+# Of the terms that training reports, where it is not nats per example.
+UNITS = {"beta": "weight of the KL", "teacher_forcing": "share of batches", "PSNR": "dB, a sample of the future"}
 
 
 def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -150,7 +191,7 @@ def training_curves(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
             panel.set_title(f"{stage}: {term}", fontsize=9)
             panel.set_xlabel("epoch", fontsize=8)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-            panel.set_ylabel("weight of the KL" if term == "beta" else "nats per example", fontsize=8)
+            panel.set_ylabel(UNITS.get(term, "nats per example"), fontsize=8)
             panel.tick_params(labelsize=7)
             for split, style in (("train", "-"), ("valid", "--")):
                 if f"{split}/{term}" not in of_stage[0]:

@@ -71,6 +71,25 @@ def own(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool 
     return found
 
 
+def own_frames(name: str, frames: Any, size: int, channels: int) -> Array:
+    """A user's videos, float32 [batch, frames, size, size, channels] in [0, 1].
+
+    Raises:
+      UserError: for what is no such array; begins with `name`.
+    """
+    try:
+        found = jnp.asarray(frames, jnp.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is no array of numbers, but {type(frames).__name__}") from None
+    if found.ndim != 5 or found.shape[2:] != (size, size, channels):
+        raise UserError(f"{name} has shape {found.shape}, expected [batch, frames, {size}, {size}, {channels}]")
+    if not found.size:
+        raise UserError(f"{name} holds no video")
+    if not bool(((found >= 0) & (found <= 1)).all()):  # nor NaN
+        raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
+    return found
+
+
 def own_labels(name: str, labels: Any, num_classes: int) -> Array:
     """A user's labels, int32 [batch], from 0 to num_classes - 1.
 

@@ -86,6 +86,9 @@ class Model(NamedTuple):
     init: Callable[[Array, Batch], Variables]
     encode: Encode
     draw: DrawFn
+    # Whether p(y|x,z) is a product over parts of y, each given the true parts before it. Without y, predictions stand
+    # for these: what is drawn then has another distribution than the one that is scored.
+    autoregressive: bool = False
 
 
 def has_latents(model: Model, variables: Variables, batch: Batch) -> bool:
@@ -138,6 +141,8 @@ class Measures(NamedTuple):
     # Measures that are no means over examples, such as a correlation: name -> (sums over examples [..., numbers] ->
     # values [...])
     pooled: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
+    # Measures of every step of a sequence, [batch, steps]: name -> what a step is, from 1 on. Tables have their mean.
+    profiles: Mapping[str, str] = MappingProxyType({})
     # (batch) -> name of a baseline that is no model of ours -> what `of_batch` gives
     baselines: Callable[[Batch], dict[str, dict[str, np.ndarray]]] = lambda batch: {}
 
@@ -164,5 +169,8 @@ class Task(NamedTuple):
     # (model, variables, batch, how, key) -> name -> figure: what is drawn once a model is trained, beside samples. Of
     # columns, or drawn by a function of the PNG's path and a title.
     pictures: Callable[[Model, Variables, Batch, How, Array], Mapping[str, Columns | DrawPicture]] = lambda *args: {}
+    # (model, variables, batch, keys) -> name -> a value of every example, [batch]: what is followed on the validation
+    # split while a model is trained, beside the terms of its loss
+    followed: Callable[[Model, Variables, Batch, Array], dict[str, Array]] = lambda *args: {}
     check: Callable[[dict[str, np.ndarray]], None] = lambda arrays: None  # a split's raw arrays; raises a UserError
     buckets: Buckets | None = None  # of examples whose size varies; `raw` is then of the largest

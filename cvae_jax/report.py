@@ -1,4 +1,4 @@
-"""What an evaluation has found, laid out in Markdown and in histograms."""
+"""What an evaluation has found, laid out in Markdown and in figures."""
 
 import math
 import pathlib
@@ -24,6 +24,7 @@ class TaskMeasure(NamedTuple):
     values: np.ndarray  # [seeds, examples], or [seeds, examples, numbers] with `pool`
     known: float | None  # of a perfect model
     pool: Callable[[np.ndarray], np.ndarray] | None = None  # of a measure that is no mean, see model.Measures
+    step: str | None = None  # what a step is of a measure of every step: values are then [seeds, examples, steps]
 
     def mean(self) -> tuple[Mean, float]:
         """Mean over examples and seeds with its errors, and its deviation over seeds.
@@ -37,23 +38,36 @@ class TaskMeasure(NamedTuple):
             without = self.pool(sums[:, None] - self.values).mean(0)
             error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()) if count > 1 else np.nan
             return Mean(float(of_seeds.mean()), 0.0, float(error)), tables.deviation(list(of_seeds))
-        known = np.zeros(self.values.shape[1])  # nothing is estimated: no Monte Carlo error
-        of_examples = Estimate(self.values.mean(0), known, known + 1, known + np.nan)
-        return mean_over_examples(of_examples), tables.deviation(list(self.values.mean(1)))
+        values = self._of_examples()
+        known = np.zeros(values.shape[1])  # nothing is estimated: no Monte Carlo error
+        of_examples = Estimate(values.mean(0), known, known + 1, known + np.nan)
+        return mean_over_examples(of_examples), tables.deviation(list(values.mean(1)))
+
+    def _of_examples(self) -> np.ndarray:
+        """[seeds, examples], of a measure that is a mean over examples."""
+        return self.values if self.step is None else self.values.mean(2)
+
+    def of_steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean over seeds and examples of every step of a sequence, and its standard error over examples, [steps]."""
+        of_examples = self.values.mean(0)
+        count = len(of_examples)
+        error = of_examples.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(of_examples.shape[1], np.nan)
+        return of_examples.mean(0), error
 
     def summary(self) -> dict[str, Any]:
         """As numbers for JSON."""
         mean, deviation = self.mean()
         numbers = {"mean": mean.value, "standard_error": mean.standard_error, "deviation_over_seeds": deviation}
-        of_seeds = self.values.mean(1) if self.pool is None else self.pool(self.values.sum(1))
-        return tables.plain({**self._identity(), **numbers, "of_seeds": of_seeds})
+        of_seeds = self._of_examples().mean(1) if self.pool is None else self.pool(self.values.sum(1))
+        of_steps = {} if self.step is None else dict(zip(("of_steps", "errors_of_steps"), self.of_steps(), strict=True))
+        return tables.plain({**self._identity(), **numbers, "of_seeds": of_seeds, **of_steps})
 
     def examples(self) -> dict[str, Any]:
         """Every example's value for JSON."""
         return tables.plain({**self._identity(), "values": self.values})
 
     def _identity(self) -> dict[str, Any]:
-        return {name: value for name, value in self._asdict().items() if name not in ("values", "pool")}
+        return {name: value for name, value in self._asdict().items() if name not in ("values", "pool", "step")}
 
 
 class Findings(NamedTuple):
@@ -65,15 +79,25 @@ class Findings(NamedTuple):
     measured: list[TaskMeasure]
 
 
-def histograms(measured: list[TaskMeasure], folder: pathlib.Path, split: str) -> None:
-    """Saves, for every mean that is of no mere yes or no, its histogram over examples of each model's first seed."""
+def draw(measured: list[TaskMeasure], folder: pathlib.Path, split: str) -> None:
+    """Saves a figure of every measure that one tells something about.
+
+    Of a measure of every step its course, of all models; of any other mean that is of no mere yes or no, its histogram
+    over examples of each model's first seed.
+    """
     columns = dict.fromkeys((one.column, one.name) for one in measured)
     for column, name in columns:
-        found = [one for one in measured if (one.column, one.name) == (column, name) and one.seeds]
-        if any(one.pool for one in found) or all(len(np.unique(one.values)) <= 2 for one in found):
-            continue
+        of_all = [one for one in measured if (one.column, one.name) == (column, name)]
+        found = [one for one in of_all if one.seeds]
         alone = [other for _, other in columns].count(name) == 1
         file = "_".join((name.split(",")[0] + f" {column}" * (not alone)).split())
+        step = of_all[0].step
+        if step is not None:
+            courses = {one.model: one.of_steps() for one in of_all}
+            figures.courses(courses, folder / f"{file}.png", f"{column}, {split} split", step, name)
+            continue
+        if any(one.pool for one in found) or all(len(np.unique(one.values)) <= 2 for one in found):
+            continue
         values = {one.model + f", seed {one.seeds[0]}" * (len(one.seeds) > 1): one.values[0] for one in found}
         figures.histograms(values, folder / f"{file}.png", f"{column}, {split} split", name, found[0].known)
 

@@ -94,3 +94,26 @@ def annealing(settings: Any, section: str = "objective") -> Callable[[Array], Ar
         return jnp.where(done < 1, jnp.minimum(2 * (done * cycles % 1), 1), 1)
 
     return weight
+
+
+def teacher_forcing(settings: Any) -> optax.Schedule | None:
+    """The share of batches that are trained with teacher forcing, at every step; None where it is all of them.
+
+    Args:
+      settings: the share at `first`, until step `begin`, from where it goes to `last` on a line over `steps` steps.
+
+    Raises:
+      UserError: for numbers that cannot be.
+    """
+    for key in ("first", "last"):
+        if not 0 <= settings[key] <= 1:
+            raise UserError(f"teacher_forcing.{key}={settings[key]} must be between 0 and 1")
+    for key in ("begin", "steps"):
+        if settings[key] < 0:
+            raise UserError(f"teacher_forcing.{key}={settings[key]} must be at least 0")
+    if settings.first != settings.last and not settings.steps:
+        raise UserError("teacher_forcing.steps=0 leaves no step to go from first to last; set it, or make them equal")
+    if settings.first == settings.last == 1:
+        return None
+    line = optax.linear_schedule(settings.first, settings.last, max(settings.steps, 1), settings.begin)
+    return lambda step: jnp.asarray(line(step), jnp.float32)

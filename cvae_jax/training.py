@@ -203,8 +203,11 @@ def make_functions(stage: Stage, task: Task, mesh: Mesh, counts: Sequence[int], 
         def one(rows):
             valid = (rows < count).astype(jnp.float32)
             batch = take(bucket, jnp.minimum(rows, count - 1), valid, data_key, False)
-            _, (means, _) = loss_fn(stage, variables, batch, keys.per_example(draw_key, batch.index), None)
-            return jax.tree.map(lambda mean: mean * valid.sum(), means)
+            draw_keys = keys.per_example(draw_key, batch.index)
+            _, (means, _) = loss_fn(stage, variables, batch, draw_keys, None)
+            followed = task.followed(stage.model, variables, batch, draw_keys)
+            sums = {name: (valid * values).sum() for name, values in followed.items()}
+            return sums | jax.tree.map(lambda mean: mean * valid.sum(), means)
 
         return jax.tree.map(lambda sums: sums.sum(), jax.lax.map(one, batches))
 

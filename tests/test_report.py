@@ -106,19 +106,15 @@ def test_histograms_of_what_is_no_yes_or_no(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "histograms", lambda values, path, *rest: drawn.update({path: (values, *rest)}))
     right = np.array([[1.0, 0.0, 1.0]])
     other = measure(VALUES + 1, model="n cvae")
-    report.histograms(
-        [measure(), measure(right, "accuracy"), other, measure(right, "accuracy", "n cvae")], tmp_path, "test"
-    )
+    report.draw([measure(), measure(right, "accuracy"), other, measure(right, "accuracy", "n cvae")], tmp_path, "test")
     ((values, *rest),) = drawn.values()
     assert list(drawn) == [tmp_path / "entropy_of_labels.png"]
     assert rest == ["label, test split", NAME, LN2]
     assert list(values) == ["m cvae, seed 0", "n cvae, seed 0"]
     np.testing.assert_array_equal(list(values.values()), [VALUES[0], VALUES[0] + 1])
     drawn.clear()
-    report.histograms(
-        [measure(right), other], tmp_path, "test"
-    )  # of a model that answers yes or no and one that does not
+    report.draw([measure(right), other], tmp_path, "test")  # of a model that answers yes or no and one that does not
     assert list(drawn[tmp_path / "entropy_of_labels.png"][0]) == ["m cvae", "n cvae, seed 0"]
     drawn.clear()
-    report.histograms([measure(), measure(column="other")], tmp_path, "test")  # two tasks, one name
+    report.draw([measure(), measure(column="other")], tmp_path, "test")  # two tasks, one name
     assert [path.name for path in drawn] == ["entropy_of_labels_label.png", "entropy_of_labels_other.png"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cvae_jax.data import digits, mnist, npz
+from cvae_jax.data import digits, mnist, moving_digits, npz, videos
 from cvae_jax.errors import UserError
 from cvae_jax.model import Task
 
@@ -19,7 +19,14 @@ def _rna(settings: Any) -> dict[str, dict[str, np.ndarray]]:
 
 
 SPLITS = ("train", "valid", "test")
-SOURCES = {"digits": digits.load, "mnist": mnist.load, "npz": npz.load, "rna": _rna}
+SOURCES = {
+    "digits": digits.load,
+    "mnist": mnist.load,
+    "moving_digits": moving_digits.load,
+    "npz": npz.load,
+    "rna": _rna,
+    "videos": videos.load,
+}
 
 
 def load(settings: Any, task: Task) -> Splits:

@@ -24,11 +24,12 @@ def make_model(
     look: Callable[[Batch, Variables | None], tuple[PyTree, PyTree]],
     likelihood: Callable[[Any], Any],
     num_factors: int = 0,
+    autoregressive: bool = False,
 ) -> Model:
     """A conditional VAE as pure functions; one without stochastic units is a deterministic network.
 
-    Batch statistics belong into `encode`, where an example meets them once however many z follow. They are updated
-    in training alone, which networks know by `self.is_mutable_collection("batch_stats")`.
+    Batch statistics are updated in training alone, which networks know by `self.is_mutable_collection("batch_stats")`.
+    Those of what does not depend on z belong into `encode`, where an example meets them once however many z follow.
 
     Args:
       networks: with two methods. `encode(x, y)` gives all that does not depend on z; `decode(encoding, keys, proposal,
@@ -38,6 +39,7 @@ def make_model(
         or None.
       likelihood: p(y|x,z) given the outputs.
       num_factors: axes of parts of y and z that are independent given x, behind the batch axis.
+      autoregressive: see Model.
     """
 
     def touch_all(module: Any, x: PyTree, y: PyTree, keys: Array) -> Any:
@@ -63,17 +65,19 @@ def make_model(
         z: Any = None,
         train: Train | None = None,
     ) -> Draw:
-        result: Any = networks.apply(own(variables), encoding["networks"], keys, proposal, z, method="decode")
-        units, outputs = result
+        # Statistics are those that `encode` has updated, so that what `decode` returns of them is all that is new.
+        held, mutable = {**own(variables), **encoding["updates"]}, list(encoding["updates"])
+        result: Any = networks.apply(held, encoding["networks"], keys, proposal, z, method="decode", mutable=mutable)
+        (units, outputs), updates = result
         p_y = likelihood(outputs)
         log_p_y = log_likelihood(p_y, encoding["y"], encoding["weight"], num_factors)
         nothing = jnp.zeros(keys.shape)  # the densities of no z
         log_p_z = sum((unit.log_p_z for unit in units[1:]), units[0].log_p_z) if units else nothing
         log_q_z = sum((unit.log_q_z for unit in units[1:]), units[0].log_q_z) if units else nothing
         z, kl = tuple(unit.z for unit in units), tuple(unit.kl for unit in units)
-        return Draw(z, log_p_y, log_p_z, log_q_z, kl, p_y, encoding["updates"])
+        return Draw(z, log_p_y, log_p_z, log_q_z, kl, p_y, updates)
 
-    return Model(init, encode, draw)
+    return Model(init, encode, draw, autoregressive)
 
 
 class OneUnitCVAE(nn.Module):

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from cvae_jax import inference, keys, parallel
+from cvae_jax.estimators import ratio_of_sums
 from cvae_jax.model import Batch, How, Measures, Model, Proposal, Variables
 from cvae_jax.networks.pairs import unfold
 from cvae_jax.rna import boxes, figures, folding, prediction, scores
@@ -187,11 +188,6 @@ def baselines(batch: Batch) -> dict[str, dict[str, np.ndarray]]:
     return {name: _stacked(examples) for name, examples in found.items()}
 
 
-def _ratio(sums: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums[..., 0] / sums[..., 1]
-
-
 def _score(number: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda sums: scores.box_scores(sums)[number]
 
@@ -202,6 +198,6 @@ def measures(num_samples: int) -> Measures:
     return Measures(
         functools.partial(of_batch, num_samples=num_samples),
         known={CORRELATION: 1.0, ERROR: 0.0},
-        pooled={CORRELATION: scores.correlation, ERROR: _ratio, **pooled},
+        pooled={CORRELATION: scores.correlation, ERROR: ratio_of_sums, **pooled},
         baselines=baselines,
     )

@@ -1,0 +1,68 @@
+"""Stochastic video prediction: 2 frames and the robot's actions in, 10 frames out (SVG-FP, SVG-LP).
+
+    python train.py --config=configs/video.py --workdir=runs/video --config.data.dir=FOLDER
+    python eval.py --workdir=runs/video
+
+FOLDER holds train/, test/ and perhaps validate/, with a folder of 0.png, 1.png, ..., actions.csv and
+endeffector_positions.csv for each video: see data/videos.py.
+Keys to compare: `--config.cvae.prior=fixed` for SVG-FP, `--config.cvae.latent=0` for a deterministic network,
+`--config.cvae.objective.annealing=monotonic --config.cvae.objective.annealing_cycles=1`,
+`--config.teacher_forcing.first=0` for none, `--config.cvae.last_frame_skip=True`,
+`--config.eval_future=28` for predictions beyond the trained horizon.
+Variants: `:digits` makes clips of one moving digit out of MNIST on the device, 5 frames in and 10 out; `:paper` (or
+`:digits,paper`) has the sizes of the papers, for a GPU; `:smoke` is the moving digits in seconds, on the digits inside
+scikit-learn.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The experiment for a variant such as "" or "digits,paper"."""
+    options = common.parse_options(variant, ["digits", "paper", "smoke"], "configs/video.py:digits")
+    digits, paper = bool(options & {"digits", "smoke"}), "paper" in options
+    config = common.experiment("video_digits" if digits else "video", "video")
+    config.num_past = 5 if digits else 2
+    config.num_future = 10  # frames to predict
+    config.eval_future = 10  # the same when validating and measuring; more for a longer horizon
+    config.measure_samples = 20  # futures of each video, of which the best and the average are measured
+    config.likelihood = "teacher_forcing"  # y is scored given the true frames before each; or "free_running"
+    # The share of batches whose predictor is given true frames: constant at first, then down to the last on a line.
+    config.teacher_forcing = {"first": 1.0, "last": 1.0, "begin": 0, "steps": 0}
+    if digits:
+        config.data = {
+            "source": "moving_digits", "of": "mnist", "dir": "", "verify_checksums": True, "num_digits": 1,
+            "digit_size": 14, "size": 32, "max_speed": 2,
+        }  # fmt: skip
+    else:
+        config.data = {
+            "source": "videos", "dir": "", "num_frames": 30, "size": 32, "num_valid": 10, "num_columns": 7,
+            "conditions": ("actions.csv", "endeffector_positions.csv"),
+        }  # fmt: skip
+    config.cvae = common.stage(
+        network="dcgan",  # of frames; or "vgg"
+        width=16,  # channels of its first level, twice as many at half the size
+        features=64,  # of an encoded frame
+        latent=10,  # of z at each step; 0 for a deterministic network
+        prior="learned",  # p(z_t | frames before t), SVG-LP; or "fixed", N(0, I), SVG-FP
+        hidden=128,  # of the LSTM cells
+        predictor_layers=2,
+        last_frame_skip=False,  # skips from the frame before each; else from the last frame of the past
+        batch_size=16,
+        epochs=100,
+        averaging=0.999,
+        optimizer={"learning_rate": 1e-3},
+    )
+    if paper:
+        config.data.update({"size": 64, **({"digit_size": 32, "num_digits": 2, "max_speed": 4} if digits else {})})
+        config.cvae.update(
+            network="dcgan" if digits else "vgg", width=64, features=128, latent=10 if digits else 64, hidden=256,
+            batch_size=100 if digits else 16, epochs=300,
+        )  # fmt: skip
+    if "smoke" in options:
+        config.data.update(of="digits", digit_size=8, size=16)
+        config.update(num_past=2, num_future=3, eval_future=3, measure_samples=3)
+        config.cvae.update(width=4, features=16, latent=2, hidden=16, batch_size=50, epochs=2, figure_every=1)
+    return config

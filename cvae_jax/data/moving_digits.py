@@ -1,0 +1,93 @@
+"""Stochastic Moving MNIST (Denton and Fergus 2018): digits that move straight until they hit a wall, then anywhere.
+
+The arrays hold still digits. Clips are made of them on the device, anew each time, so that no training run sees a clip
+twice.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from cvae_jax.data import digits, mnist
+from cvae_jax.errors import UserError
+
+SOURCES = {"digits": digits.load, "mnist": mnist.load}
+
+
+def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Still digits, those that share a clip together.
+
+    Args:
+      settings: `of`, where digits come from, "mnist" or the embedded "digits", and what that source reads;
+        `num_digits` in a clip; `digit_size`, their height and width in pixels.
+
+    Returns:
+      For each split `digits`, uint8 [n, num_digits, digit_size, digit_size]: n that of the source, each of whose
+      digits comes first in one clip.
+
+    Raises:
+      UserError: for an unknown source, or numbers that cannot be.
+    """
+    if settings.of not in SOURCES:
+        raise UserError(f"data.of={settings.of!r} is not known; choose from {', '.join(SOURCES)}")
+    for key, value in (("num_digits", settings.num_digits), ("digit_size", settings.digit_size)):
+        if value < 1:
+            raise UserError(f"data.{key}={value} must be at least 1")
+    made = {}
+    for split, arrays in SOURCES[settings.of](settings).items():
+        shape = (settings.digit_size, settings.digit_size)
+        still = [Image.fromarray(one).resize(shape, Image.Resampling.BILINEAR) for one in arrays["image"]]
+        images = np.stack([np.asarray(one) for one in still])
+        generator = np.random.Generator(np.random.Philox(0))
+        others = [generator.permutation(len(images)) for _ in range(settings.num_digits - 1)]
+        made[split] = {"digits": np.stack([images, *(images[order] for order in others)], 1)}
+    return made
+
+
+def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int) -> tuple[Array, Array]:
+    """Clips of moving digits.
+
+    A digit begins anywhere within the frame, with any velocity of whole pixels a frame. Where it would leave it stops
+    at the wall, and takes a new velocity, away from that wall.
+
+    Args:
+      still: uint8 [batch, digits, height, width].
+      keys: [batch], of all that is random.
+      num_frames: of a clip.
+      size: height and width of a frame, more than a digit's.
+      max_speed: pixels a frame, in each direction.
+
+    Returns:
+      Frames uint8 [batch, num_frames, size, size], where digits overlap their sum, at most 255; and whether a digit
+      takes a new velocity at that frame, bool [batch, num_frames].
+    """
+    room = jnp.array([size - still.shape[2], size - still.shape[3]], jnp.int32)
+
+    def of_digit(digit: Array, key: Array) -> tuple[Array, Array]:
+        place_key, speed_key, walk_key = jax.random.split(key, 3)
+        place = jax.random.randint(place_key, (2,), 0, room + 1)
+        velocity = jax.random.randint(speed_key, (2,), -max_speed, max_speed + 1)
+
+        def move(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+            place, velocity = state
+            low, high = place < 0, place > room
+            hit = low | high
+            any_key, away_key = jax.random.split(key)
+            anywhere = jax.random.randint(any_key, (2,), -max_speed, max_speed + 1)
+            away = jax.random.randint(away_key, (2,), 1, max_speed + 1) * jnp.where(low, 1, -1)
+            velocity = jnp.where(hit.any(), jnp.where(hit, away, anywhere), velocity)
+            place = jnp.clip(place, 0, room)
+            frame = jax.lax.dynamic_update_slice(jnp.zeros((size, size), jnp.int32), digit, tuple(place))
+            return (place + velocity, velocity), (frame, hit.any())
+
+        return jax.lax.scan(move, (place, velocity), jax.random.split(walk_key, num_frames))[1]
+
+    def of_clip(digits: Array, key: Array) -> tuple[Array, Array]:
+        frames, hits = jax.vmap(of_digit)(digits.astype(jnp.int32), jax.random.split(key, len(digits)))
+        return jnp.minimum(frames.sum(0), 255).astype(jnp.uint8), hits.any(0)
+
+    return jax.vmap(of_clip)(still, keys)

@@ -1,0 +1,129 @@
+"""A user's videos, each in a folder of its own: 0.png, 1.png, ... and CSV files with a row of numbers a frame.
+
+The folders lie in DIR/train, DIR/validate and DIR/test, at any depth, as those of robots that push things do:
+
+    train/traj_000/0/0.png ... 29.png, actions.csv, endeffector_positions.csv
+"""
+
+import csv
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cvae_jax.errors import UserError
+
+FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
+
+
+def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+    """The videos of each split.
+
+    Args:
+      settings: `dir`; `num_frames`, how many each video has; `size`, the height and width to which frames are reduced
+        by averaging; `conditions`, the names of the CSV files whose columns stand side by side, and `num_columns`, how
+        many these are together; `num_valid`, how many training videos are held out where there is no "validate".
+
+    Returns:
+      For each split `frames`, uint8 [n, num_frames, size, size, 3], and `condition`, float32 [n, num_frames, columns].
+
+    Raises:
+      UserError: for what is missing, damaged or of another size; names the file, and the row of a CSV file.
+    """
+    folder = pathlib.Path(settings.dir).expanduser()
+    if not settings.dir or not folder.is_dir():
+        raise UserError(f"data.dir={settings.dir!r} is not a folder; it should hold train, validate and test")
+    found = {split: _videos(folder / name) for split, name in FOLDERS.items() if (folder / name).is_dir()}
+    for split in ("train", "test"):
+        if not found.get(split):
+            raise UserError(f"{folder / FOLDERS[split]} holds no video, a folder with 0.png; put some there")
+    if "valid" not in found:
+        num_train, num_valid = len(found["train"]), settings.num_valid
+        if not 0 < num_valid < num_train:
+            raise UserError(
+                f"data.num_valid={num_valid} must be between 1 and {num_train - 1}, to hold out of {num_train} videos"
+            )
+        order = np.random.Generator(np.random.Philox(0)).permutation(num_train)
+        found["valid"] = [found["train"][number] for number in sorted(order[:num_valid])]
+        found["train"] = [found["train"][number] for number in sorted(order[num_valid:])]
+    return {split: _stack(found[split], split, settings) for split in FOLDERS}
+
+
+def _videos(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders that hold frames, in the order of their names."""
+    return sorted({path.parent for path in folder.rglob("*.png")})
+
+
+def _stack(folders: Sequence[pathlib.Path], split: str, settings: Any) -> dict[str, np.ndarray]:
+    num_frames, num_columns = settings.num_frames, settings.num_columns
+    frames, condition = [], []
+    for folder in tqdm(folders, desc=f"reading videos, {split}", disable=None):
+        frames.append(read_frames(folder, num_frames, settings.size))
+        tables = [read_table(folder / name, num_frames) for name in settings.conditions]
+        condition.append(np.concatenate([np.zeros((num_frames, 0), np.float32), *tables], 1))
+        if condition[-1].shape[1] != num_columns:
+            raise UserError(
+                f"{folder}: {', '.join(settings.conditions)} have {condition[-1].shape[1]} columns, the config expects "
+                f"{num_columns}; every video needs the same, set data.num_columns"
+            )
+    return {"frames": np.stack(frames), "condition": np.stack(condition)}
+
+
+def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
+    """The frames 0.png to <num_frames - 1>.png, uint8 [num_frames, size, size, 3].
+
+    Raises:
+      UserError: for a frame that is missing, cannot be read, or has a size of which `size` is no divisor.
+    """
+    frames = np.zeros((num_frames, size, size, 3), np.uint8)
+    for number in range(num_frames):
+        path = folder / f"{number}.png"
+        try:
+            with Image.open(path) as image:
+                frame = image.convert("RGB")
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing, the config expects {num_frames} frames; complete the video, or set data.num_frames"
+            ) from None
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+            raise UserError(f"{path} is no readable image ({error}); write it again") from None
+        if frame.width != frame.height or frame.width % size:
+            raise UserError(
+                f"{path} has {frame.height} x {frame.width} pixels, the config expects squares of a multiple of {size} "
+                "pixels; resize it, or set data.size"
+            )
+        frames[number] = np.asarray(frame.reduce(frame.width // size))
+    return frames
+
+
+def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
+    """The first rows of a CSV file without a heading, one a frame: float32 [num_frames, columns].
+
+    Raises:
+      UserError: for a missing file, fewer rows, rows of different lengths, or what is no finite number.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; put it there, or leave its name out of data.conditions") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no readable CSV file ({error}); write it again") from None
+    if len(rows) < num_frames:
+        raise UserError(f"{path} has {len(rows)} rows for {num_frames} frames; it needs a row for each")
+    table = np.zeros((num_frames, len(rows[0])), np.float32)
+    for number, row in enumerate(rows[:num_frames]):
+        if len(row) != len(rows[0]):
+            raise UserError(f"{path}, row {number + 1}: {len(row)} columns where the first row has {len(rows[0])}")
+        for column, word in enumerate(row):
+            try:
+                table[number, column] = float(word)
+            except ValueError:
+                raise UserError(f"{path}, row {number + 1}: {word!r} is no number") from None
+            if not math.isfinite(table[number, column]):
+                raise UserError(f"{path}, row {number + 1}: {word!r} is not finite")
+    return table

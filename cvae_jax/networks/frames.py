@@ -1,0 +1,176 @@
+"""Encoders and decoders of video frames, joined by skips: those of DCGAN and VGG as SVG has them.
+
+A decoder joins what comes from below with a skip in one convolution. Here it is one of each, added up, which is the
+same: so what it makes of the skips is computed once, however many frames are drawn with them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from cvae_jax.networks.conv import Conv, TransposedConv
+
+SMALLEST = 4  # pixels, height and width, where encoders end and decoders begin
+
+
+def widths(width: int, size: int) -> tuple[int, ...]:
+    """Channels of every level of frames of size x size: `width` at first, and twice as many at half the size."""
+    levels = (size // SMALLEST).bit_length() - 1
+    return tuple(width * 2**level for level in range(levels))
+
+
+class Normalised(nn.Module):
+    """Batch normalisation and an activation. Layers before it have no bias, which it would take off again."""
+
+    activation: Any = None  # leaky ReLU of 0.2 by default
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        training = self.is_mutable_collection("batch_stats")
+        outputs = nn.BatchNorm(use_running_average=not training, momentum=0.9)(inputs)
+        return (self.activation or (lambda x: nn.leaky_relu(x, 0.2)))(outputs)
+
+
+class Ending(nn.Module):
+    """The last layer of an encoder: [n, 4, 4, channels] -> [n, features], between -1 and 1."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        flat = inputs.reshape(len(inputs), -1)
+        return Normalised(nn.tanh)(nn.Dense(self.features, use_bias=False)(flat))
+
+
+class Beginning(nn.Module):
+    """The first layer of a decoder: [n, features] -> [n, 4, 4, channels]."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        flat = nn.Dense(SMALLEST * SMALLEST * self.channels, use_bias=False)(inputs)
+        return Normalised()(flat.reshape(-1, SMALLEST, SMALLEST, self.channels))
+
+
+class DCGANEncoder(nn.Module):
+    """Convolutions of 4x4 with stride 2: frames [n, size, size, channels] -> [n, features], and every level's skip.
+
+    Attributes:
+      widths: channels of each level.
+      features: of a frame.
+    """
+
+    widths: Sequence[int]
+    features: int
+
+    @nn.compact
+    def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
+        skips = []
+        for channels in self.widths:
+            pads = ((1, 1), (1, 1))
+            frames = Normalised()(Conv(channels, (4, 4), strides=2, padding=pads, use_bias=False)(frames))
+            skips.append(frames)
+        return Ending(self.features)(frames), tuple(skips)
+
+
+class DCGANDecoder(nn.Module):
+    """Transposed convolutions of 4x4 with stride 2: `of_skips`, then features -> frames, in [0, 1].
+
+    Attributes:
+      widths: channels of each level, as the encoder's.
+      channels: of a frame.
+    """
+
+    widths: Sequence[int]
+    channels: int
+
+    def setup(self) -> None:
+        outputs = (self.channels, *self.widths[:-1])
+        self.beginning = Beginning(self.widths[-1])
+        self.below = [TransposedConv(each, use_bias=level == 0) for level, each in enumerate(outputs)]
+        self.skip = [TransposedConv(each, use_bias=False) for each in outputs]
+        self.normalised = [Normalised() for _ in self.widths[:-1]]
+
+    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
+        """What each level makes of its skip."""
+        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
+
+    def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
+        """features [n, features]; of_skips [k, ...], each of which n / k frames in a row of blocks of k share."""
+        frames = self.beginning(features)
+        for level in reversed(range(len(self.widths))):
+            frames = add(self.below[level](frames), of_skips[level])
+            frames = self.normalised[level - 1](frames) if level else nn.sigmoid(frames)
+        return frames
+
+
+class VGGLayers(nn.Module):
+    """Convolutions of 3x3, each normalised: [n, height, width, channels] -> of as many channels as the last."""
+
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        for channels in self.widths:
+            inputs = Normalised()(Conv(channels, (3, 3), use_bias=False)(inputs))
+        return inputs
+
+
+class VGGEncoder(nn.Module):
+    """Two convolutions at each of the first two levels, three at the others, with maxima of 2x2 after each level."""
+
+    widths: Sequence[int]
+    features: int
+
+    @nn.compact
+    def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
+        skips = []
+        for level, channels in enumerate(self.widths):
+            frames = VGGLayers([channels] * (2 if level < 2 else 3))(frames)
+            skips.append(frames)
+            frames = nn.max_pool(frames, (2, 2), (2, 2))
+        return Ending(self.features)(frames), tuple(skips)
+
+
+class VGGDecoder(nn.Module):
+    """The mirror of VGGEncoder, with nearest neighbours for maxima: see DCGANDecoder."""
+
+    widths: Sequence[int]
+    channels: int
+
+    def setup(self) -> None:
+        self.beginning = Beginning(self.widths[-1])
+        # The first convolution of a level, of what comes from below and of the skip; then the rest.
+        self.below = [Conv(each, (3, 3), use_bias=False) for each in self.widths]
+        self.skip = [Conv(each, (3, 3), use_bias=False) for each in self.widths]
+        self.normalised = [Normalised() for _ in self.widths]
+        self.rest = [
+            VGGLayers([each] * (level > 1) + [self.widths[level - 1]] * (level > 0))
+            for level, each in enumerate(self.widths)
+        ]
+        self.frame = Conv(self.channels, (3, 3))
+
+    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
+        """What each level makes of its skip."""
+        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
+
+    def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
+        """See DCGANDecoder."""
+        frames = self.beginning(features)
+        for level in reversed(range(len(self.widths))):
+            frames = add(self.below[level](jnp.repeat(jnp.repeat(frames, 2, 1), 2, 2)), of_skips[level])
+            frames = self.rest[level](self.normalised[level](frames))
+        return nn.sigmoid(self.frame(frames))
+
+
+def add(frames: Array, shared: Array) -> Array:
+    """frames [n, ...] plus shared [k, ...]: n / k blocks of k frames each."""
+    blocks = frames.reshape(-1, *shared.shape)
+    return (blocks + shared[None]).reshape(frames.shape)
+
+
+NETWORKS = {"dcgan": (DCGANEncoder, DCGANDecoder), "vgg": (VGGEncoder, VGGDecoder)}

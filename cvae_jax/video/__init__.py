@@ -1,0 +1,1 @@
+"""Video prediction: how good predicted frames are, and their figures."""

@@ -1,0 +1,128 @@
+"""Videos in folders: what is read, and what is refused."""
+
+import re
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cvae_jax.data import videos
+from cvae_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def settings(folder, **changes):
+    made = {
+        "dir": str(folder),
+        "num_frames": 3,
+        "size": 4,
+        "conditions": ("actions.csv", "positions.csv"),
+        "num_columns": 3,
+    }
+    return types.SimpleNamespace(**{**made, "num_valid": 1, **changes})
+
+
+def write(folder, num_frames=3, side=8):
+    """A video, as it was written: frames [frames, side, side, 3] and rows [frames, 3]."""
+    folder.mkdir(parents=True)
+    frames = RNG.integers(0, 256, (num_frames, side, side, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{number}.png")
+    rows = RNG.normal(size=(num_frames, 3)).round(3)
+    np.savetxt(folder / "actions.csv", rows[:, :2], "%.3f", ",")
+    np.savetxt(folder / "positions.csv", rows[:, 2:], "%.3f", ",")
+    return frames, rows
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("train/a/0", "train/a/1", "train/b/0", "test/c/0"):
+        write(tmp_path / name)
+    return tmp_path
+
+
+def test_frames_are_means_of_blocks_and_conditions_stand_side_by_side(folder):
+    written = {split: write(folder / name / "z") for split, name in videos.FOLDERS.items()}
+    found = videos.load(settings(folder))
+    assert {split: arrays["frames"].shape for split, arrays in found.items()} == {
+        "train": (4, 3, 4, 4, 3), "valid": (1, 3, 4, 4, 3), "test": (2, 3, 4, 4, 3)
+    }  # fmt: skip
+    for split, (frames, rows) in written.items():
+        means = frames.reshape(3, 4, 2, 4, 2, 3).mean((2, 4))
+        assert np.abs(found[split]["frames"][-1] - means).max() <= 0.5
+        np.testing.assert_array_equal(found[split]["condition"][-1], rows.astype(np.float32))
+
+
+def test_validation_is_held_out_of_training_where_there_is_none(folder):
+    found = videos.load(settings(folder, size=8))
+    assert [len(found[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
+    every = np.concatenate([found["train"]["frames"], found["valid"]["frames"]])
+    assert len(np.unique(every.reshape(3, -1), axis=0)) == 3
+    again = videos.load(settings(folder, size=8))
+    np.testing.assert_array_equal(found["valid"]["frames"], again["valid"]["frames"])
+
+
+def test_palettes_and_grey_frames_are_colours(folder):
+    with Image.open(folder / "test/c/0/1.png") as image:
+        frame = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
+    frame.save(folder / "test/c/0/1.png")
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(folder / "test/c/0/2.png")
+    found = videos.load(settings(folder, size=8, conditions=(), num_columns=0))["test"]
+    np.testing.assert_array_equal(found["frames"][0, 1], np.asarray(frame.convert("RGB")))
+    assert (found["frames"][0, 2] == 7).all()
+    assert found["condition"].shape == (1, 3, 0)
+
+
+def remove(name):
+    return lambda folder: (folder / "test/c/0" / name).unlink()
+
+
+def rewrite(name, text):
+    return lambda folder: (folder / "test/c/0" / name).write_text(text)
+
+
+def resize(folder):
+    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(folder / "test/c/0/2.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "expected"),
+    [
+        (remove("1.png"), {}, "c/0/1.png is missing, the config expects 3 frames; complete the video"),
+        (remove("actions.csv"), {}, "c/0/actions.csv is missing; put it there, or leave its name out"),
+        (rewrite("1.png", "no image"), {}, "c/0/1.png is no readable image"),
+        (rewrite("1.png", ""), {}, "c/0/1.png is no readable image"),
+        (resize, {}, "c/0/2.png has 8 x 10 pixels, the config expects squares of a multiple of 4"),
+        (rewrite("actions.csv", "1,2\n3,4\n"), {}, "c/0/actions.csv has 2 rows for 3 frames"),
+        (rewrite("actions.csv", "1,2\n3\n5,6\n"), {}, "c/0/actions.csv, row 2: 1 columns where the first row has 2"),
+        (rewrite("actions.csv", "1,2\n3,4\nleft,6\n"), {}, "c/0/actions.csv, row 3: 'left' is no number"),
+        (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
+        (
+            rewrite("actions.csv", "1\n3\n5\n"),
+            {},
+            "c/0: actions.csv, positions.csv have 2 columns, the config expects 3",
+        ),
+        (lambda folder: None, {"num_frames": 4}, "0/3.png is missing, the config expects 4 frames"),
+        (lambda folder: None, {"size": 3}, "8 x 8 pixels, the config expects squares of a multiple of 3"),
+        (lambda folder: None, {"num_valid": 3}, "data.num_valid=3 must be between 1 and 2"),
+        (lambda folder: None, {"dir": "/nowhere"}, "data.dir='/nowhere' is not a folder"),
+        (lambda folder: (folder / "test").rename(folder / "tests"), {}, "test holds no video"),
+    ],
+)
+def test_bad_input_is_named(folder, damage, changes, expected):
+    damage(folder)
+    with pytest.raises(UserError, match=re.escape(expected)) as refusal:
+        videos.load(settings(folder, **changes))
+    assert "\n" not in str(refusal.value)
+
+
+def test_two_cubes(real_data):
+    names = ("actions.csv", "endeffector_positions.csv")
+    found = videos.load(
+        settings(real_data / "two_cubes", num_frames=30, size=32, num_valid=10, conditions=names, num_columns=7)
+    )
+    assert [len(arrays["frames"]) for arrays in found.values()] == [96, 10, 30]
+    action, position = np.split(found["train"]["condition"], [4], 2)
+    np.testing.assert_allclose(position[:, 1:] - position[:, :-1], action[:, :-1, :3], atol=1e-6)
