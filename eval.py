@@ -25,6 +25,7 @@ NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 0, "The first so many exampl
 SEED = flags.DEFINE_integer("seed", 0, "Of the evaluation's random numbers.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie now, if not where training found them.")
 TASK_MEASURES = flags.DEFINE_bool("task_measures", True, "Also what the task itself measures, such as an accuracy.")
+CHANGE = flags.DEFINE_multi_string("change", [], "KEY=VALUE of a run's config whose name begins with measure_.")
 OUTPUT = flags.DEFINE_string(
     "output", None, "Folder for results.json, results.md and figures; default WORKDIR/eval_SPLIT."
 )
@@ -47,6 +48,7 @@ def main() -> None:
             num_chains=NUM_CHAINS.value,
             settings=Annealing(start=start, num_steps=AIS_STEPS.value, num_leapfrog=AIS_LEAPFROG.value),
             task_measures=TASK_MEASURES.value,
+            changes=CHANGE.value,
         )
     )
 

@@ -19,115 +19,23 @@ All run in this process on the cores that it may use. The machine should have no
 """
 
 import argparse
-import itertools
 import pathlib
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rna_boxes_torch import InTorch, converted, given
-from timing import num_threads, seconds
+from steps import BATCHES, TOLERANCE, Trainer, difference, rounds_of, spread
+from timing import num_threads
 
 from configs import rna_boxes
-from cvae_jax import epochs, keys, parallel, tables, tasks, training
+from cvae_jax import tables
 from cvae_jax.data import rna
 from cvae_jax.errors import UserError
-from cvae_jax.model import Batch, Train, Variables
 from cvae_jax.networks.box_cvae import HEADS
-
-TOLERANCE = 1e-3  # relative, of the loss and of each parameter's gradient
-BATCHES = 4  # that take turns
-PAUSE = 0.2  # seconds between contenders: threads that wait for work keep cores busy for a while
-EPOCHS = 1000  # more than are run, so that the schedule has room for its warm-up
-
-
-class Trainer:
-    """The compiled training steps of a config on these raw arrays, by bucket, as `training.fit` calls them."""
-
-    def __init__(self, config: Any, arrays: dict[str, np.ndarray]):
-        config.cvae.epochs = EPOCHS
-        self.task = tasks.make_task(config)
-        (self.stage,) = self.task.stages
-        found = training.training_buckets(self.stage, self.task, {"train": arrays})
-        self.limits = [bucket.arrays["sequence"].shape[1] for bucket in found]
-        counts, seeds = [len(bucket.index) for bucket in found], np.array([config.seed], np.int32)
-        batch_size, mesh = self.stage.settings.batch_size, parallel.make_mesh()
-        training.check_settings(self.stage, counts)
-        functions = training.make_functions(self.stage, self.task, mesh, counts)
-        self.place = parallel.replicated(mesh)
-        self.buckets = jax.device_put(found, self.place)
-        self.rows = [epochs.batches(seeds, 0, count, batch_size, place) for place, count in enumerate(counts)]
-        self.state = functions.init(jax.device_put(seeds, self.place))
-        self.compiled = [
-            functions.train_steps.lower(self.state, {}, jax.device_put(rows[:, :1], self.place), bucket).compile()
-            for rows, bucket in zip(self.rows, self.buckets, strict=True)
-        ]
-
-    def variables(self) -> Variables:
-        """Of the one seed; a copy, because training gives its state's memory away."""
-        return jax.tree.map(lambda leaf: leaf[0], self.state.variables)
-
-    def batch(self, number: int) -> Batch:
-        """A batch of the first bucket's rows, as a step makes it."""
-        index = self.rows[0][0, number]
-        raw = {name: array[index] for name, array in self.buckets[0].arrays.items()}
-        examples = keys.per_example(jax.random.key(number), jnp.asarray(index))
-        return jax.jit(self.task.batch, static_argnums=4)(raw, index, jnp.ones(len(index)), examples, True)
-
-    def run(self, bucket: int, steps: int) -> None:
-        """Steps one after the other; each one's terms are fetched while the next runs."""
-        waiting = None
-        for number in range(steps):
-            rows = self.rows[bucket][:, [number % self.rows[bucket].shape[1]]]
-            rows = jax.device_put(rows, self.place)
-            self.state, terms = self.compiled[bucket](self.state, {}, rows, self.buckets[bucket])
-            jax.device_get(waiting)
-            waiting = terms
-        jax.block_until_ready((self.state, waiting))
-
-    def at_mean(self, variables: Variables, batch: Batch) -> tuple[jax.Array, Any]:
-        """The loss of training, with z at the posterior's mean, and its gradient."""
-        model = self.stage.model
-
-        def draw(variables: Variables, encoding: Any, noise: Any, proposal: Any, z: Any = None, train: Any = None):
-            return model.draw(variables, encoding, noise, "given", (encoding["networks"]["posterior"].mean,), train)
-
-        stage = self.stage._replace(model=model._replace(draw=draw))
-        unused = keys.unused(batch.index)
-        train = Train(unused, jnp.zeros((), jnp.int32))
-
-        def loss(params: Any) -> jax.Array:
-            return training.loss_fn(stage, {**variables, "params": params, "frozen": {}}, batch, unused, train)[0]
-
-        return jax.jit(jax.value_and_grad(loss))(variables["params"])
-
-
-def difference(first: np.ndarray, second: np.ndarray) -> float:
-    """Of the second array from the first, relative to its norm."""
-    apart = np.linalg.norm(first - second)
-    return float(apart / np.linalg.norm(first)) if apart else 0.0
-
-
-def rounds_of(contenders: list[Callable[[int], None]], rounds: int, steps: int) -> np.ndarray:
-    """Milliseconds of a step, [rounds, contenders], which take turns."""
-    taken = np.zeros((rounds, len(contenders)))
-    for one in contenders:
-        one(2)
-    for row, column in itertools.product(range(rounds), range(len(contenders))):
-        time.sleep(PAUSE)
-        taken[row, column] = seconds(lambda one=contenders[column]: one(steps)) / steps * 1e3
-    return taken
-
-
-def spread(values: np.ndarray, form: str) -> str:
-    """The median, with the least and the greatest."""
-    return f"{np.median(values):{form}} ({values.min():{form}} - {values.max():{form}})"
 
 
 def against_pytorch(torch: Any, arguments: argparse.Namespace) -> str:
@@ -158,7 +66,7 @@ def against_pytorch(torch: Any, arguments: argparse.Namespace) -> str:
         sys.exit(f"error: PyTorch's network lacks {unknown}, and ours {missing}")
     counts = [sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))]
     counts.append(sum(one.numel() for one in theirs.network.parameters()))
-    value, gradient = ours.at_mean(variables, batches[0])
+    value, gradient = ours.at_mean(variables, batches[0], lambda encoding: (encoding["posterior"].mean,))
     their_value = theirs.network(theirs.given[0], noise=False)
     their_value.backward()
     losses = [float(value), float(their_value.detach())]
@@ -193,15 +101,16 @@ def of_buckets(arguments: argparse.Namespace) -> str:
     config.cvae.update(network="axial", z="global")
     sizes = (arguments.num_seq, arguments.min_len, longest, config.data.num_sample)
     ours = Trainer(config, rna.make(*sizes, seed=0, valid_share=0, test_share=0)["train"])
-    if ours.limits != list(arguments.buckets):
+    limits = [bucket.arrays["sequence"].shape[1] for bucket in ours.buckets]
+    if limits != list(arguments.buckets):
         sys.exit(f"error: --num_seq={arguments.num_seq} has no batch of each bucket; take more")
     lengths = np.arange(arguments.min_len, longest + 1)
-    shares = np.bincount(np.searchsorted(ours.limits, lengths), minlength=len(ours.limits)) / len(lengths)
-    contenders = [lambda steps, number=number: ours.run(number, steps) for number in range(len(ours.limits))]
+    shares = np.bincount(np.searchsorted(limits, lengths), minlength=len(limits)) / len(lengths)
+    contenders = [lambda steps, number=number: ours.run(number, steps) for number in range(len(limits))]
     taken = rounds_of(contenders, arguments.rounds, arguments.steps)
     weighted = taken @ shares
     lines = [["padded to", "share of examples", "a training step, ms"]]
-    for limit, share, column in zip(ours.limits, shares, taken.T, strict=True):
+    for limit, share, column in zip(limits, shares, taken.T, strict=True):
         lines.append([str(limit), f"{share:.1%}", spread(column, ".1f")])
     lines.append(["mean", "100%", spread(weighted, ".1f")])
     title = f"Batches of {config.cvae.batch_size}, {config.structures} structures each, the default network."

@@ -8,7 +8,7 @@ endeffector_positions.csv for each video: see data/videos.py.
 Keys to compare: `--config.cvae.prior=fixed` for SVG-FP, `--config.cvae.latent=0` for a deterministic network,
 `--config.cvae.objective.annealing=monotonic --config.cvae.objective.annealing_cycles=1`,
 `--config.teacher_forcing.first=0` for none, `--config.cvae.last_frame_skip=True`,
-`--config.eval_future=28` for predictions beyond the trained horizon.
+`--config.measure_future=28` for predictions beyond the trained horizon.
 Variants: `:digits` makes clips of one moving digit out of MNIST on the device, 5 frames in and 10 out; `:paper` (or
 `:digits,paper`) has the sizes of the papers, for a GPU; `:smoke` is the moving digits in seconds, on the digits inside
 scikit-learn.
@@ -26,9 +26,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config = common.experiment("video_digits" if digits else "video", "video")
     config.num_past = 5 if digits else 2
     config.num_future = 10  # frames to predict
-    config.eval_future = 10  # the same when validating and measuring; more for a longer horizon
+    config.measure_future = 10  # the same when validating and measuring; more for a longer horizon
     config.measure_samples = 20  # futures of each video, of which the best and the average are measured
-    config.likelihood = "teacher_forcing"  # y is scored given the true frames before each; or "free_running"
+    config.measure_given = "true_frames"  # before each, log p(y|x) is that of a frame; or "predictions"
     # The share of batches whose predictor is given true frames: constant at first, then down to the last on a line.
     config.teacher_forcing = {"first": 1.0, "last": 1.0, "begin": 0, "steps": 0}
     if digits:
@@ -63,6 +63,6 @@ def get_config(variant: str = "") -> ConfigDict:
         )  # fmt: skip
     if "smoke" in options:
         config.data.update(of="digits", digit_size=8, size=16)
-        config.update(num_past=2, num_future=3, eval_future=3, measure_samples=3)
+        config.update(num_past=2, num_future=3, measure_future=3, measure_samples=3)
         config.cvae.update(width=4, features=16, latent=2, hidden=16, batch_size=50, epochs=2, figure_every=1)
     return config

@@ -146,6 +146,7 @@ def evaluate(
     num_chains: int = 32,
     settings: Annealing = Annealing(),
     task_measures: bool = True,
+    changes: Sequence[str] = (),
 ) -> str:
     """Measures the experiments in `workdirs`; writes results.json, examples.json, results.md and figures of each.
 
@@ -162,6 +163,7 @@ def evaluate(
       num_chains: of "ais" and "bdmc", for every example.
       settings: of "ais" and "bdmc".
       task_measures: also what the tasks themselves measure, such as an accuracy.
+      changes: of keys of the runs' configs, see `experiment.load_seeds`.
 
     Returns:
       The tables, in Markdown.
@@ -185,7 +187,7 @@ def evaluate(
     inference.check(wanted)
     simulate = num_chains if "bdmc" in estimators else 0
     folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()
-    runs = [_open(workdir, split, data_dir) for workdir in workdirs]
+    runs = [_open(workdir, split, data_dir, changes) for workdir in workdirs]
     _check_comparable(runs)
     for run in runs:
         _check_left_out(run, wanted, simulate, settings)
@@ -338,8 +340,8 @@ class Run(NamedTuple):
     fingerprint: str  # of the arrays
 
 
-def _open(workdir: str, split: str, data_dir: str | None) -> Run:
-    trained = experiment.load_seeds(workdir)
+def _open(workdir: str, split: str, data_dir: str | None, changes: Sequence[str]) -> Run:
+    trained = experiment.load_seeds(workdir, changes)
     config, task = trained[0].config, trained[0].task
     if data_dir is not None:
         config.data.dir = data_dir

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -316,27 +316,50 @@ def draw_pictures(
             picture(path, title)
 
 
-def load(workdir: str, seed: int | None = None) -> Experiment:
+def load(workdir: str, seed: int | None = None, changes: Sequence[str] = ()) -> Experiment:
     """Loads what `train` left in `workdir`: the best weights of every stage that has a checkpoint.
 
     Args:
       workdir: of a run.
       seed: which of the independent models, when the run has several; the first by default.
+      changes: of its config, see `load_seeds`.
 
     Raises:
       UserError: when there is no run, no such seed, or no valid checkpoint of its first stage.
     """
-    trained = {one.seed: one for one in load_seeds(workdir)}
+    trained = {one.seed: one for one in load_seeds(workdir, changes)}
     first = next(iter(trained))
     if seed is not None and seed not in trained:
         raise UserError(f"seed={seed} is not trained in {workdir}; there are {', '.join(map(str, trained))}")
     return trained[first if seed is None else seed]
 
 
-def load_seeds(workdir: str) -> list[Experiment]:
-    """Loads the models of every seed, as `load` does one's."""
+def _change(config: ConfigDict, changes: Sequence[str]) -> None:
+    """Sets keys of a trained run's config; see `load_seeds`."""
+    own = [key for key in config if key.startswith("measure_")]
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in own:
+            known = f"this run has {', '.join(own)}" if own else "this run has none"
+            raise UserError(f"change={change!r} must set a key whose name begins with measure_; {known}")
+        kind = type(config[key])
+        try:
+            config[key] = kind(text)
+        except ValueError:
+            raise UserError(f"change={change!r}: {key} takes a value such as {config[key]!r}") from None
+
+
+def load_seeds(workdir: str, changes: Sequence[str] = ()) -> list[Experiment]:
+    """Loads the models of every seed, as `load` does one's.
+
+    Args:
+      workdir: of a run.
+      changes: "key=value" for keys of its config whose names begin with measure_: how it is measured, whatever it was
+        trained with.
+    """
     path = pathlib.Path(workdir).expanduser()
     config = ConfigDict(read_config(path))
+    _change(config, changes)
     mesh = parallel.make_mesh()
     try:
         task = tasks.make_task(config)

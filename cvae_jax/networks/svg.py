@@ -22,6 +22,10 @@ from cvae_jax.networks.frames import NETWORKS
 
 Carry = Any
 
+FIRST_LOG_SCALE = -2.3  # of pixels: a deviation of 0.1
+# Adam moves every number by its learning rate at most: at 1e-3 the log scale would take 1,000 steps to change by one.
+LEVER = 10
+
 
 class Recurrent(nn.Module):
     """A Dense layer, LSTM cells on each other, and a Dense layer: a step of time at a call.
@@ -101,7 +105,9 @@ class VideoNetworks(nn.Module):
             self.recognition_net = Recurrent(self.hidden, 1, 2 * self.latent)
             if self.prior == "learned":
                 self.prior_net = Recurrent(self.hidden, 1, 2 * self.latent)
-        self.log_scale = self.param("log_scale", nn.initializers.constant(-1.0), ())
+        # Conditions come in units of their own, such as metres of which a robot moves a few hundredths.
+        self.standardised = nn.BatchNorm(use_scale=False, use_bias=False, momentum=0.9)
+        self.log_scale = self.param("log_scale", nn.initializers.constant(FIRST_LOG_SCALE / LEVER), ())
 
     def encode(self, x: dict[str, Any], y: Array | None) -> dict[str, Any]:
         """What true frames say: their features and skips, q(z), and p(z) given true frames.
@@ -122,6 +128,10 @@ class VideoNetworks(nn.Module):
         past, future = slice(0, num_past - 1), slice(num_past - 1, None)
         sources, _ = self._sources(num_past, num_frames if y is not None else num_past + 1)
         chosen = [_flat(skip.reshape(*shape, *skip.shape[1:])[jnp.array(sources)]) for skip in skips]
+        training = self.is_mutable_collection("batch_stats")
+        condition = x["condition"].swapaxes(0, 1)
+        if condition.size:
+            condition = self.standardised(condition, use_running_average=not training)
         of_skips = [one.reshape(len(sources), shape[1], *one.shape[1:]) for one in self.decoder.of_skips(chosen)]
         return {
             "features": features[: num_frames - 1],
@@ -130,7 +140,7 @@ class VideoNetworks(nn.Module):
             "posterior": None if y is None else _part(posterior, future),
             "prior": None if y is None else _part(prior, future),
             "prior_carry": prior_carry,
-            "condition": x["condition"].swapaxes(0, 1)[1:],
+            "condition": condition[1:],
             "coin": x["coin"],
         }
 
@@ -188,7 +198,7 @@ class VideoNetworks(nn.Module):
             unit, frames = forced(self) if given_truth and encoding["prior"] is not None else free(self)
         if self.latent:
             units.append(unit)
-        return tuple(_whole(one) for one in units), (frames.swapaxes(0, 1), self.log_scale)
+        return tuple(_whole(one) for one in units), (frames.swapaxes(0, 1), LEVER * self.log_scale)
 
     def _forced(
         self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: Array | None, z_past: Array

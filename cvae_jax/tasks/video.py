@@ -23,7 +23,7 @@ from cvae_jax.networks.svg import VideoNetworks
 from cvae_jax.video import figures, measures
 
 SOURCES = ("videos", "moving_digits")
-WAYS = ("teacher_forcing", "free_running")
+GIVEN = ("true_frames", "predictions")
 
 
 def make_task(config: Any) -> Task:
@@ -36,7 +36,7 @@ def make_task(config: Any) -> Task:
     def batch(raw: dict[str, Array], index: Array, valid: Array, example_keys: Array, train: bool) -> Batch:
         """The first frames; in training from anywhere in the video, and of them the first alone is x."""
         num_past = 1 if train else config.num_past
-        num_frames = config.num_past + (config.num_future if train else config.eval_future)
+        num_frames = config.num_past + (config.num_future if train else config.measure_future)
         turns = {}
         if moving:
             frames, turned = moving_digits.clips(raw["digits"], example_keys, num_frames, size, data.max_speed)
@@ -70,7 +70,7 @@ def make_task(config: Any) -> Task:
         future = None if y is None else images.own_frames("y", y, size, channels)
         if future is not None and len(future) != count:
             raise UserError(f"x has {count} videos but y has {len(future)}")
-        num_frames = num_past + (config.eval_future if future is None else future.shape[1])
+        num_frames = num_past + (config.measure_future if future is None else future.shape[1])
         condition = np.asarray(given.get("condition", np.zeros((count, num_frames, 0))), np.float32)
         if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
             raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
@@ -79,7 +79,7 @@ def make_task(config: Any) -> Task:
         known = {"frames": past, "condition": jnp.asarray(condition), "coin": None}
         return Batch(known, future, None, jnp.arange(count), jnp.ones(count))
 
-    forced = config.likelihood == "teacher_forcing"
+    forced = config.measure_given == "true_frames"
     networks = VideoNetworks(
         network=settings.network,
         widths=widths(settings.width, size),
@@ -105,7 +105,7 @@ def make_task(config: Any) -> Task:
     way = "true frames before each" if forced else "predicted frames before each"
     speed = f" of up to {data.max_speed} pixels a frame" if moving else ""
     return Task(
-        column=f"{config.num_past} -> {config.eval_future} frames",
+        column=f"{config.num_past} -> {config.measure_future} frames",
         protocol=f"{size}x{size} frames{speed}, one learned scale, given the {way}",
         raw=raw,
         batch=batch,
@@ -154,14 +154,14 @@ def _check(config: Any) -> None:
     for key, value, known in (
         ("cvae.network", settings.network, tuple(NETWORKS)),
         ("cvae.prior", settings.prior, ("fixed", "learned")),
-        ("likelihood", config.likelihood, WAYS),
+        ("measure_given", config.measure_given, GIVEN),
     ):
         if value not in known:
             raise UserError(f"{key}={value!r} is not known; choose from {', '.join(known)}")
     for key, value, least in (
         ("num_past", config.num_past, 1),
         ("num_future", config.num_future, 1),
-        ("eval_future", config.eval_future, 1),
+        ("measure_future", config.measure_future, 1),
         ("measure_samples", config.measure_samples, 1),
         ("cvae.width", settings.width, 1),
         ("cvae.features", settings.features, 1),
@@ -174,11 +174,11 @@ def _check(config: Any) -> None:
     if data.size < 4 * SMALLEST or data.size & (data.size - 1):
         raise UserError(f"data.size={data.size} must be a power of 2, of at least {4 * SMALLEST}")
     if data.source == "videos":
-        longest = config.num_past + max(config.num_future, config.eval_future)
+        longest = config.num_past + max(config.num_future, config.measure_future)
         if data.num_frames < longest:
             raise UserError(
                 f"data.num_frames={data.num_frames} are fewer than the {longest} of num_past and num_future or "
-                "eval_future; make these smaller"
+                "measure_future; make these smaller"
             )
     elif not 0 < data.digit_size < data.size:
         raise UserError(f"data.digit_size={data.digit_size} must be between 1 and {data.size - 1}, below data.size")
