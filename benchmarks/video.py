@@ -146,11 +146,17 @@ def main() -> None:
                 one.zero_()
     counts = [sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))]
     counts.append(sum(one.numel() for name, one in theirs.network.named_parameters() if name not in extra))
-    value, gradient = ours.at_mean(
-        variables, ours.batch(0), lambda encoding: (encoding["posterior"].mean.swapaxes(0, 1),)
-    )
-    their_value = theirs.network(*theirs.given[0], at_once=True, noise=False)
+    # In float64: in float32, rounding that moves an activation across the kink of its ReLU is seen in the gradient.
+    with jax.enable_x64(True):
+        variables, batch = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float64) if np.asarray(leaf).dtype == np.float32 else jnp.asarray(leaf),
+            (variables, batches[0]),
+        )
+        value, gradient = ours.at_mean(variables, batch, lambda encoding: (encoding["posterior"].mean.swapaxes(0, 1),))
+    theirs.network.double()
+    their_value = theirs.network(*(one.double() for one in theirs.given[0]), at_once=True, noise=False)
     their_value.backward()
+    theirs.network.float()
     losses = [float(value), float(their_value.detach())]
     of_ours = converted(gradient, len(levels))
     named = {name: one for name, one in theirs.network.named_parameters() if name not in extra}

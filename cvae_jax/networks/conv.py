@@ -58,8 +58,13 @@ Conv = partial(nn.Conv, conv_general_dilated=conv)  # in two dimensions: Conv(fe
 class TransposedConv(nn.Module):
     """The transpose of a convolution of 4x4 with stride 2 and padding 1: [n, height, width, in] -> twice the size.
 
-    Every output pixel sees 2x2 inputs, so it is a convolution of 2x2 with four outputs for each place. XLA's own on CPU
-    sets the inputs two apart, zeros between, and takes several times as long.
+    Every input pixel makes 2x2 blocks of 2x2 output pixels, each by a product of matrices; blocks that meet are added.
+    XLA's own on CPU sets the inputs two apart, zeros between, and takes several times as long; and so do the gradients
+    of one product for all four, whose parts are padded before they are added.
+
+    Attributes:
+      features: channels of the output.
+      use_bias: whether it has one.
     """
 
     features: int
@@ -71,12 +76,17 @@ class TransposedConv(nn.Module):
         # As of a convolution that each output goes through: a quarter of the 4x4 places.
         scale = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", scale, (4, 4, channels, features))
-        # Of row k and pixel i of the input, output 2 i + k - 1: rows (3, 1) of the kernel make even ones of two rows
-        # of inputs, and rows (2, 0) the odd ones before.
-        blocks = jnp.flip(kernel.reshape(2, 2, 2, 2, channels, features), (0, 2)).transpose(0, 2, 4, 1, 3, 5)
-        found = conv(inputs, blocks.reshape(2, 2, channels, -1), (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
+        # Row k of the kernel takes pixel i of the input to row 2 i + k - 1 of the output: to block i + k // 2.
+        blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 4, 1, 3, 5)
+        found = jnp.zeros((batch, height + 1, width + 1, 4 * features), inputs.dtype)
+        for down in (0, 1):
+            for right in (0, 1):
+                made = inputs.reshape(-1, channels) @ blocks[down, right].reshape(channels, -1)
+                made = made.reshape(batch, height, width, -1)
+                found = found + jnp.pad(made, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
         found = found.reshape(batch, height + 1, width + 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
-        found = found.reshape(batch, 2 * height + 2, 2 * width + 2, features)[:, 1:-1, 1:-1]
+        found = found.reshape(batch, 2 * height + 2, 2 * width + 2, features)
+        found = found[:, 1:-1, 1:-1]
         if not self.use_bias:
             return found
         return found + self.param("bias", nn.initializers.zeros, (features,))[None, None, None]
