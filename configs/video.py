@@ -38,8 +38,8 @@ def get_config(variant: str = "") -> ConfigDict:
         }  # fmt: skip
     else:
         config.data = {
-            "source": "videos", "dir": "", "num_frames": 30, "size": 32, "num_valid": 10, "num_columns": 7,
-            "conditions": ("actions.csv", "endeffector_positions.csv"),
+            "source": "videos", "dir": "", "num_frames": 30, "size": 32, "num_train": 0, "num_valid": 10,
+            "conditions": ("actions.csv", "endeffector_positions.csv"), "num_columns": 7,
         }  # fmt: skip
     config.cvae = common.stage(
         network="dcgan",  # of frames; or "vgg"

@@ -21,7 +21,7 @@ def settings(folder, **changes):
         "conditions": ("actions.csv", "positions.csv"),
         "num_columns": 3,
     }
-    return types.SimpleNamespace(**{**made, "num_valid": 1, **changes})
+    return types.SimpleNamespace(**{**made, "num_train": 0, "num_valid": 1, **changes})
 
 
 def write(folder, num_frames=3, side=8):
@@ -116,6 +116,34 @@ def test_bad_input_is_named(folder, damage, changes, expected):
     with pytest.raises(UserError, match=re.escape(expected)) as refusal:
         videos.load(settings(folder, **changes))
     assert "\n" not in str(refusal.value)
+
+
+def test_the_first_training_videos(folder):
+    found = videos.load(settings(folder, size=8, num_train=2))
+    assert [len(found[split]["frames"]) for split in ("train", "valid", "test")] == [1, 1, 1]
+
+
+def test_bair():
+    import tensorflow_datasets
+
+    names = {"conditions": tuple(videos.OF_BAIR), "num_columns": 7, "num_frames": 12, "size": 32}
+    with tensorflow_datasets.testing.mock_data(num_examples=5):
+        found = videos.load(settings("", **names, num_train=4))
+        first = tensorflow_datasets.data_source(videos.BAIR, split="test")[0]
+        for changes, expected in (
+            ({"num_columns": 3}, "BAIR has 30 frames of 64 x 64 pixels and 7 columns of actions.csv"),
+            ({"size": 48}, "BAIR has 30 frames of 64 x 64 pixels"),
+            ({"conditions": ("speeds.csv",)}, "data.conditions='speeds.csv' is none of BAIR's actions.csv"),
+        ):
+            with pytest.raises(UserError, match=re.escape(expected)):
+                videos.load(settings("", **{**names, **changes}))
+    assert {split: arrays["frames"].shape for split, arrays in found.items()} == {
+        "train": (3, 12, 32, 32, 3), "valid": (1, 12, 32, 32, 3), "test": (5, 12, 32, 32, 3)
+    }  # fmt: skip
+    means = first["image_main"][:12].reshape(12, 32, 2, 32, 2, 3).mean((2, 4))
+    assert np.abs(found["test"]["frames"][0] - means).max() <= 0.5
+    np.testing.assert_array_equal(found["test"]["condition"][0, :, :4], first["action"][:12])
+    np.testing.assert_array_equal(found["test"]["condition"][0, :, 4:], first["endeffector_pos"][:12])
 
 
 def test_two_cubes(real_data):

@@ -5,13 +5,12 @@ The last 5,000 of the 60,000 training images are the validation split.
 
 import hashlib
 import math
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from cvae_jax.data import files
+from cvae_jax.data import files, tfds
 from cvae_jax.errors import UserError
 
 NUM_VALID = 5_000
@@ -87,20 +86,10 @@ def read_idx(folder: pathlib.Path, name: str, verify_checksum: bool) -> np.ndarr
 
 
 def from_tfds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Train and test arrays through TensorFlow Datasets, prepared (and downloaded) if need be."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
+    """Train and test arrays through TensorFlow Datasets."""
     halves: list[dict[str, np.ndarray]] = []
     for split in ("train", "test"):
-        try:
-            rows = tfds.data_source("mnist", split=split)
-        except Exception as error:  # whatever a download or a missing TensorFlow raises
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"TensorFlow Datasets cannot deliver mnist ({reason}); connect to the network with the extra tfds "
-                "installed to prepare it once, or name a folder of the four IDX files with data.dir"
-            ) from None
+        rows = tfds.rows("mnist", split, "name a folder of the four IDX files with data.dir")
         images = np.stack([np.asarray(row["image"], np.uint8)[..., 0] for row in rows])
         labels = np.asarray([row["label"] for row in rows], np.int32)
         halves.append({"image": images, "label": labels})

@@ -1,8 +1,10 @@
-"""A user's videos, each in a folder of its own: 0.png, 1.png, ... and CSV files with a row of numbers a frame.
+"""Videos, each in a folder of its own: 0.png, 1.png, ... and CSV files with a row of numbers a frame.
 
 The folders lie in DIR/train, DIR/validate and DIR/test, at any depth, as those of robots that push things do:
 
     train/traj_000/0/0.png ... 29.png, actions.csv, endeffector_positions.csv
+
+Without a folder it is BAIR's robot that pushes things, from TensorFlow Datasets.
 """
 
 import csv
@@ -15,18 +17,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cvae_jax.data import tfds
 from cvae_jax.errors import UserError
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
+
+BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
+OF_BAIR = {"actions.csv": "action", "endeffector_positions.csv": "endeffector_pos"}
 
 
 def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     """The videos of each split.
 
     Args:
-      settings: `dir`; `num_frames`, how many each video has; `size`, the height and width to which frames are reduced
-        by averaging; `conditions`, the names of the CSV files whose columns stand side by side, and `num_columns`, how
-        many these are together; `num_valid`, how many training videos are held out where there is no "validate".
+      settings: `dir`, or "" for BAIR's; `num_train`, the first so many training videos, 0: all; `num_frames`, how many
+        each video has; `size`, the height and width to which frames are reduced by averaging; `conditions`, the names
+        of the CSV files whose columns stand side by side, and `num_columns`, how many these are together; `num_valid`,
+        how many training videos are held out where there is no "validate".
 
     Returns:
       For each split `frames`, uint8 [n, num_frames, size, size, 3], and `condition`, float32 [n, num_frames, columns].
@@ -34,23 +41,65 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       UserError: for what is missing, damaged or of another size; names the file, and the row of a CSV file.
     """
+    if not settings.dir:
+        return _bair(settings)
     folder = pathlib.Path(settings.dir).expanduser()
-    if not settings.dir or not folder.is_dir():
+    if not folder.is_dir():
         raise UserError(f"data.dir={settings.dir!r} is not a folder; it should hold train, validate and test")
     found = {split: _videos(folder / name) for split, name in FOLDERS.items() if (folder / name).is_dir()}
     for split in ("train", "test"):
         if not found.get(split):
             raise UserError(f"{folder / FOLDERS[split]} holds no video, a folder with 0.png; put some there")
+    found["train"] = found["train"][: settings.num_train or None]
     if "valid" not in found:
-        num_train, num_valid = len(found["train"]), settings.num_valid
-        if not 0 < num_valid < num_train:
-            raise UserError(
-                f"data.num_valid={num_valid} must be between 1 and {num_train - 1}, to hold out of {num_train} videos"
-            )
-        order = np.random.Generator(np.random.Philox(0)).permutation(num_train)
-        found["valid"] = [found["train"][number] for number in sorted(order[:num_valid])]
-        found["train"] = [found["train"][number] for number in sorted(order[num_valid:])]
+        num_train = len(found["train"])
+        _check_held_out(num_train, settings.num_valid)
+        order = np.random.Generator(np.random.Philox(0)).permutation(num_train).tolist()
+        valid, train = sorted(order[: settings.num_valid]), sorted(order[settings.num_valid :])
+        found["train"], found["valid"] = ([found["train"][number] for number in chosen] for chosen in (train, valid))
     return {split: _stack(found[split], split, settings) for split in FOLDERS}
+
+
+def _check_held_out(num_train: int, num_valid: int) -> None:
+    if not 0 < num_valid < num_train:
+        raise UserError(
+            f"data.num_valid={num_valid} must be between 1 and {num_train - 1}, to hold out of {num_train} videos"
+        )
+
+
+def _bair(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+    """BAIR's videos, a split of which is read at a time: uint8, at 64x64 they take 16 GB."""
+    unknown = [name for name in settings.conditions if name not in OF_BAIR]
+    if unknown:
+        raise UserError(f"data.conditions={unknown[0]!r} is none of BAIR's {', '.join(OF_BAIR)}; or set data.dir")
+    made = {}
+    for half in ("train", "test"):
+        rows = tfds.rows(BAIR, half, "name a folder of videos with data.dir")
+        count = min(len(rows), settings.num_train or len(rows)) if half == "train" else len(rows)
+        frames = np.zeros((count, settings.num_frames, settings.size, settings.size, 3), np.uint8)
+        condition = np.zeros((count, settings.num_frames, settings.num_columns), np.float32)
+        for number in tqdm(range(count), desc=f"reading videos, {half}", disable=None):
+            row = rows[number]
+            images, tables = row["image_main"], [row[OF_BAIR[name]] for name in settings.conditions]
+            columns = np.concatenate([np.zeros((len(images), 0), np.float32), *tables], 1)
+            side = images.shape[1]
+            if len(images) < settings.num_frames or side % settings.size or columns.shape[1] != settings.num_columns:
+                raise UserError(
+                    f"BAIR has {len(images)} frames of {side} x {side} pixels and {columns.shape[1]} columns of "
+                    f"{', '.join(settings.conditions) or 'no conditions'}; set data.num_frames, size and num_columns so"
+                )
+            for place, image in enumerate(images[: settings.num_frames]):
+                frames[number, place] = np.asarray(Image.fromarray(image).reduce(side // settings.size))
+            condition[number] = columns[: settings.num_frames]
+        made[half] = {"frames": frames, "condition": condition}
+    num_train = len(made["train"]["frames"])
+    _check_held_out(num_train, settings.num_valid)
+    cut = num_train - settings.num_valid
+    return {  # the last for validation: slices, which are no copies
+        "train": {name: array[:cut] for name, array in made["train"].items()},
+        "valid": {name: array[cut:] for name, array in made["train"].items()},
+        "test": made["test"],
+    }
 
 
 def _videos(folder: pathlib.Path) -> list[pathlib.Path]:
