@@ -19,11 +19,13 @@ from cvae_jax.networks.svg import VideoNetworks
 SIZE, CHANNELS, COLUMNS, PAST, FRAMES = 16, 3, 2, 2, 5
 
 
-def networks(network="dcgan", latent=2, prior="learned", last_frame_skip=False, teacher_forcing=True, size=SIZE):
+def networks(
+    network="dcgan", latent=2, prior="learned", last_frame_skip=False, teacher_forcing=True, size=SIZE, **more
+):
     sizes = {"widths": widths(2, size), "channels": CHANNELS, "features": 4, "hidden": 5, "predictor_layers": 2}
     return VideoNetworks(
         network=network, latent=latent, prior=prior, num_past=PAST, last_frame_skip=last_frame_skip,
-        teacher_forcing=teacher_forcing, **sizes,
+        teacher_forcing=teacher_forcing, **sizes, **more,
     )  # fmt: skip
 
 
@@ -218,3 +220,42 @@ def test_layers_are_the_seeds(network, features, channels):
         lambda v, s: decoder.apply(v, jnp.zeros((6, features)), s, method=touch), made, skips
     )  # six frames share the skips of one
     assert drawn.shape == (6, 64, 64, channels)
+
+
+def trained_once(nets, coin=None):
+    """Loss, gradient and the bytes that they take, of one step of training."""
+    model, batch = model_of(nets), batch_of(num_past=1, coin=coin)
+    variables = jax.jit(model.init)(jax.random.key(0), batch)
+    train = Train(keys.per_example(jax.random.key(4), batch.index), jnp.int32(0))
+
+    def loss(params):
+        own = {**variables, "params": params}
+        draw = model.draw(own, model.encode(own, batch, train), train.keys, "recognition", None, train)
+        return -draw.log_p_y.mean(), draw.updates
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"]).compile()
+    return *compiled(variables["params"]), compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_activations_computed_again_give_the_same_with_less_memory():
+    freely = jnp.asarray(False)
+    (value, updates), gradient, memory = trained_once(networks(), freely)
+    (again, of_again), gradient_again, less = trained_once(networks(remat=True), freely)
+    for one, other in zip(
+        *map(jax.tree.leaves, ((value, updates, gradient), (again, of_again, gradient_again))), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert less < memory
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_half_precision(network):
+    """Parameters, gradients, frames and densities stay float32; what they say is that of float32 to two digits."""
+    (value, _), gradient, _ = trained_once(networks(network))
+    with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation promotes
+        (half, of_half), gradient_of_half, _ = trained_once(networks(network, precision="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves((half, of_half, gradient_of_half))} == {jnp.dtype("float32")}
+    assert 0 < abs(half / value - 1) < 0.01
+    norm = partial(jax.tree.reduce, lambda total, leaf: total + float((leaf**2).sum()), initializer=0.0)
+    apart = jax.tree.map(jnp.subtract, gradient, gradient_of_half)
+    assert norm(apart) < 0.15**2 * norm(gradient)

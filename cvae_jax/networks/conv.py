@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -65,10 +66,12 @@ class TransposedConv(nn.Module):
     Attributes:
       features: channels of the output.
       use_bias: whether it has one.
+      dtype: in which it computes; None: that of its parameters and inputs.
     """
 
     features: int
     use_bias: bool = True
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -76,6 +79,7 @@ class TransposedConv(nn.Module):
         # As of a convolution that each output goes through: a quarter of the 4x4 places.
         scale = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
         kernel = self.param("kernel", scale, (4, 4, channels, features))
+        inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
         # Row k of the kernel takes pixel i of the input to row 2 i + k - 1 of the output: to block i + k // 2.
         blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 4, 1, 3, 5)
         found = jnp.zeros((batch, height + 1, width + 1, 4 * features), inputs.dtype)
@@ -89,7 +93,8 @@ class TransposedConv(nn.Module):
         found = found[:, 1:-1, 1:-1]
         if not self.use_bias:
             return found
-        return found + self.param("bias", nn.initializers.zeros, (features,))[None, None, None]
+        bias = self.param("bias", nn.initializers.zeros, (features,)).astype(found.dtype)
+        return found + bias[None, None, None]
 
 
 class _Options(NamedTuple):

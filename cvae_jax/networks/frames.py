@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from cvae_jax.networks.conv import Conv, TransposedConv
 
@@ -22,15 +23,21 @@ def widths(width: int, size: int) -> tuple[int, ...]:
     return tuple(width * 2**level for level in range(levels))
 
 
+def _whole(values: Array) -> Array:
+    """Of at least float32."""
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 class Normalised(nn.Module):
     """Batch normalisation and an activation. Layers before it have no bias, which it would take off again."""
 
+    dtype: DTypeLike | None
     activation: Any = None  # leaky ReLU of 0.2 by default
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         training = self.is_mutable_collection("batch_stats")
-        outputs = nn.BatchNorm(use_running_average=not training, momentum=0.9)(inputs)
+        outputs = nn.BatchNorm(use_running_average=not training, momentum=0.9, dtype=self.dtype)(inputs)
         return (self.activation or (lambda x: nn.leaky_relu(x, 0.2)))(outputs)
 
 
@@ -38,22 +45,25 @@ class Ending(nn.Module):
     """The last layer of an encoder: [n, 4, 4, channels] -> [n, features], between -1 and 1."""
 
     features: int
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         flat = inputs.reshape(len(inputs), -1)
-        return Normalised(nn.tanh)(nn.Dense(self.features, use_bias=False)(flat))
+        told = Normalised(self.dtype, nn.tanh)(nn.Dense(self.features, use_bias=False, dtype=self.dtype)(flat))
+        return _whole(told)
 
 
 class Beginning(nn.Module):
     """The first layer of a decoder: [n, features] -> [n, 4, 4, channels]."""
 
     channels: int
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        flat = nn.Dense(SMALLEST * SMALLEST * self.channels, use_bias=False)(inputs)
-        return Normalised()(flat.reshape(-1, SMALLEST, SMALLEST, self.channels))
+        flat = nn.Dense(SMALLEST * SMALLEST * self.channels, use_bias=False, dtype=self.dtype)(inputs)
+        return Normalised(self.dtype)(flat.reshape(-1, SMALLEST, SMALLEST, self.channels))
 
 
 class DCGANEncoder(nn.Module):
@@ -62,19 +72,22 @@ class DCGANEncoder(nn.Module):
     Attributes:
       widths: channels of each level.
       features: of a frame.
+      dtype: in which it computes; None: that of its parameters and frames.
     """
 
     widths: Sequence[int]
     features: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
         skips = []
         for channels in self.widths:
             pads = ((1, 1), (1, 1))
-            frames = Normalised()(Conv(channels, (4, 4), strides=2, padding=pads, use_bias=False)(frames))
+            layer = Conv(channels, (4, 4), strides=2, padding=pads, use_bias=False, dtype=self.dtype)
+            frames = Normalised(self.dtype)(layer(frames))
             skips.append(frames)
-        return Ending(self.features)(frames), tuple(skips)
+        return Ending(self.features, self.dtype)(frames), tuple(skips)
 
 
 class DCGANDecoder(nn.Module):
@@ -83,17 +96,19 @@ class DCGANDecoder(nn.Module):
     Attributes:
       widths: channels of each level, as the encoder's.
       channels: of a frame.
+      dtype: in which it computes; None: that of its parameters and features.
     """
 
     widths: Sequence[int]
     channels: int
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
         outputs = (self.channels, *self.widths[:-1])
-        self.beginning = Beginning(self.widths[-1])
-        self.below = [TransposedConv(each, use_bias=level == 0) for level, each in enumerate(outputs)]
-        self.skip = [TransposedConv(each, use_bias=False) for each in outputs]
-        self.normalised = [Normalised() for _ in self.widths[:-1]]
+        self.beginning = Beginning(self.widths[-1], self.dtype)
+        self.below = [TransposedConv(each, level == 0, self.dtype) for level, each in enumerate(outputs)]
+        self.skip = [TransposedConv(each, False, self.dtype) for each in outputs]
+        self.normalised = [Normalised(self.dtype) for _ in self.widths[:-1]]
 
     def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
         """What each level makes of its skip."""
@@ -105,35 +120,41 @@ class DCGANDecoder(nn.Module):
         for level in reversed(range(len(self.widths))):
             frames = add(self.below[level](frames), of_skips[level])
             frames = self.normalised[level - 1](frames) if level else nn.sigmoid(frames)
-        return frames
+        return _whole(frames)
 
 
 class VGGLayers(nn.Module):
     """Convolutions of 3x3, each normalised: [n, height, width, channels] -> of as many channels as the last."""
 
     widths: Sequence[int]
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         for channels in self.widths:
-            inputs = Normalised()(Conv(channels, (3, 3), use_bias=False)(inputs))
+            layer = Conv(channels, (3, 3), use_bias=False, dtype=self.dtype)
+            inputs = Normalised(self.dtype)(layer(inputs))
         return inputs
 
 
 class VGGEncoder(nn.Module):
-    """Two convolutions at each of the first two levels, three at the others, with maxima of 2x2 after each level."""
+    """Two convolutions at each of the first two levels, three at the others, with maxima of 2x2 after each level.
+
+    Attributes as of DCGANEncoder.
+    """
 
     widths: Sequence[int]
     features: int
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
         skips = []
         for level, channels in enumerate(self.widths):
-            frames = VGGLayers([channels] * (2 if level < 2 else 3))(frames)
+            frames = VGGLayers([channels] * (2 if level < 2 else 3), self.dtype)(frames)
             skips.append(frames)
             frames = nn.max_pool(frames, (2, 2), (2, 2))
-        return Ending(self.features)(frames), tuple(skips)
+        return Ending(self.features, self.dtype)(frames), tuple(skips)
 
 
 class VGGDecoder(nn.Module):
@@ -141,18 +162,19 @@ class VGGDecoder(nn.Module):
 
     widths: Sequence[int]
     channels: int
+    dtype: DTypeLike | None = None
 
     def setup(self) -> None:
-        self.beginning = Beginning(self.widths[-1])
+        self.beginning = Beginning(self.widths[-1], self.dtype)
         # The first convolution of a level, of what comes from below and of the skip; then the rest.
-        self.below = [Conv(each, (3, 3), use_bias=False) for each in self.widths]
-        self.skip = [Conv(each, (3, 3), use_bias=False) for each in self.widths]
-        self.normalised = [Normalised() for _ in self.widths]
+        self.below = [Conv(each, (3, 3), use_bias=False, dtype=self.dtype) for each in self.widths]
+        self.skip = [Conv(each, (3, 3), use_bias=False, dtype=self.dtype) for each in self.widths]
+        self.normalised = [Normalised(self.dtype) for _ in self.widths]
         self.rest = [
-            VGGLayers([each] * (level > 1) + [self.widths[level - 1]] * (level > 0))
+            VGGLayers([each] * (level > 1) + [self.widths[level - 1]] * (level > 0), self.dtype)
             for level, each in enumerate(self.widths)
         ]
-        self.frame = Conv(self.channels, (3, 3))
+        self.frame = Conv(self.channels, (3, 3), dtype=self.dtype)
 
     def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
         """What each level makes of its skip."""
@@ -164,7 +186,7 @@ class VGGDecoder(nn.Module):
         for level in reversed(range(len(self.widths))):
             frames = add(self.below[level](jnp.repeat(jnp.repeat(frames, 2, 1), 2, 2)), of_skips[level])
             frames = self.rest[level](self.normalised[level](frames))
-        return nn.sigmoid(self.frame(frames))
+        return _whole(nn.sigmoid(self.frame(frames)))
 
 
 def add(frames: Array, shared: Array) -> Array:

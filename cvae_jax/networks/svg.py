@@ -82,6 +82,9 @@ class VideoNetworks(nn.Module):
       num_past: frames that are known when predicting, the last of which gives the skips.
       last_frame_skip: whether each frame's skips come from the frame before it instead.
       teacher_forcing: whether y is scored given the true frames before each; else given predictions.
+      precision: in which encoder and decoder compute, "float32" or "bfloat16".
+      remat: whether the gradient computes their activations again: running freely then takes half the memory, while
+        with teacher forcing, where all frames are one batch, nothing is saved.
     """
 
     network: str
@@ -95,11 +98,16 @@ class VideoNetworks(nn.Module):
     num_past: int
     last_frame_skip: bool
     teacher_forcing: bool
+    precision: str = "float32"
+    remat: bool = False
 
     def setup(self) -> None:
         encoder, decoder = NETWORKS[self.network]
-        self.encoder = encoder(self.widths, self.features)
-        self.decoder = decoder(self.widths, self.channels)
+        if self.remat:
+            encoder, decoder = nn.remat(encoder), nn.remat(decoder, methods=("__call__", "of_skips"))
+        dtype = None if self.precision == "float32" else jnp.dtype(self.precision)
+        self.encoder = encoder(self.widths, self.features, dtype)
+        self.decoder = decoder(self.widths, self.channels, dtype)
         self.predictor = Recurrent(self.hidden, self.predictor_layers, self.features)
         if self.latent:
             self.recognition_net = Recurrent(self.hidden, 1, 2 * self.latent)

@@ -92,6 +92,8 @@ def make_task(config: Any) -> Task:
         num_past=config.num_past,
         last_frame_skip=settings.last_frame_skip,
         teacher_forcing=forced,
+        precision=settings.precision,
+        remat=settings.remat,
     )
     model = make_model(networks, _look, _likelihood, autoregressive=forced)
     stage = objectives.stage("cvae", model, settings)
@@ -154,6 +156,7 @@ def _check(config: Any) -> None:
     for key, value, known in (
         ("cvae.network", settings.network, tuple(NETWORKS)),
         ("cvae.prior", settings.prior, ("fixed", "learned")),
+        ("cvae.precision", settings.precision, ("float32", "bfloat16")),
         ("measure_given", config.measure_given, GIVEN),
     ):
         if value not in known:
