@@ -71,7 +71,12 @@ def make_task(config: Any) -> Task:
         if future is not None and len(future) != count:
             raise UserError(f"x has {count} videos but y has {len(future)}")
         num_frames = num_past + (config.measure_future if future is None else future.shape[1])
-        condition = np.asarray(given.get("condition", np.zeros((count, num_frames, 0))), np.float32)
+        try:
+            condition = np.asarray(given.get("condition", np.zeros((count, num_frames, 0))), np.float32)
+        except (TypeError, ValueError):
+            raise UserError(f"condition is no array of numbers, but {type(given['condition']).__name__}") from None
+        if not np.isfinite(condition).all():
+            raise UserError("condition has values that are NaN or infinite")
         if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
             raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
         if condition.shape[1] <= num_past or (future is not None and condition.shape[1] != num_frames):

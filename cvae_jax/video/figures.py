@@ -32,7 +32,7 @@ def pictures(
     count = 1 if how.exact else num_samples
     sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(count))
     drawn = np.asarray(_sample(model, variables, batch, sample_keys, False, how.predicts_from))
-    best = np.asarray(measures.psnr(jnp.asarray(drawn), batch.y)).mean(2).argmax(0)
+    best = np.asarray(measures.psnr(jnp.asarray(drawn), batch.y[None])).mean(2).argmax(0)
     shown = {"prediction": drawn[0]}
     if count > 1:
         shown = {f"best of {count}": drawn[best, np.arange(len(best))]}
