@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cvae_jax.networks.conv import LAYOUT, Conv, conv
+from cvae_jax.networks.conv import LAYOUT, Conv, TransposedConv, conv
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -208,3 +208,31 @@ def test_refusals():
         assert "\n" not in str(caught.value)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(partial(loss, OURS, (1, 1)), (x, kernel), (x, kernel))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 5), (1, 1)])
+def test_transposed_convolution(height, width):
+    """The transpose of 4x4 with stride 2, as JAX derives it, and both of its gradients."""
+    inputs, kernel = normal(3, height, width, 5), normal(4, 4, 5, 2)
+    weights = normal(3, 2 * height, 2 * width, 2)
+
+    def transposed(inputs, kernel):
+        """The gradient of the convolution [.., 2] -> [.., 5] by its input."""
+        pads, flipped = ((1, 1), (1, 1)), kernel.transpose(0, 1, 3, 2)
+        return jax.vjp(lambda large: STOCK(large, flipped, (2, 2), pads), jnp.zeros_like(weights))[1](inputs)[0]
+
+    def ours(inputs, kernel):
+        return TransposedConv(2, use_bias=False).apply({"params": {"kernel": kernel}}, inputs)
+
+    found, wanted = (jax.jit(partial(pull_back, one))(inputs, kernel, weights) for one in (ours, transposed))
+    assert_close(found, wanted)
+    variables = TransposedConv(2).init(jax.random.key(0), inputs)
+    shifted = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim == 1 else leaf, variables)
+    assert_close(TransposedConv(2).apply(shifted, inputs), TransposedConv(2).apply(variables, inputs) + 1)
+
+
+def test_initial_transposed_convolutions_keep_the_scale():
+    """Each output sees 2x2 of the 4x4 places, so the variance of what goes in is that of what comes out."""
+    inputs = normal(4, 32, 32, 64)
+    outputs = TransposedConv(64).init_with_output(jax.random.key(0), inputs)[0][:, 2:-2, 2:-2]
+    assert float(outputs.var()) == pytest.approx(1, abs=0.1)

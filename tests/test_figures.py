@@ -161,6 +161,29 @@ def test_histograms_of_constant_or_few_values(tmp_path, monkeypatch, values):
     assert drawn[0].axes[0].get_legend() is None and not drawn[0].axes[0].lines
 
 
+def test_courses_have_a_band_of_95_percent(tmp_path, monkeypatch):
+    drawn = _drawn(monkeypatch)
+    values = {
+        "copying": (np.array([3.0, 2.0]), np.array([0.1, 0.2])),
+        "cvae": (np.array([4.0, 3.0]), np.array([0.3, 0.1])),
+    }
+    figures.courses(values, tmp_path / "course.png", "title", "frame", "dB")
+    (panel,) = drawn[0].axes
+    assert [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines] == [
+        ("copying", [1, 2], [3.0, 2.0]),
+        ("cvae", [1, 2], [4.0, 3.0]),
+    ]
+    for band, (mean, error) in zip(panel.collections, values.values(), strict=True):
+        outline = {tuple(corner) for corner in band.get_paths()[0].vertices.round(6)}
+        edges = [
+            (step, value + sign * 1.96 * off)
+            for step, value, off in zip((1, 2), mean, error, strict=True)
+            for sign in (-1, 1)
+        ]
+        assert {tuple(np.round(edge, 6)) for edge in edges} <= outline
+    assert (panel.get_xlabel(), panel.get_ylabel()) == ("frame", "dB") and "95%" in panel.get_title()
+
+
 def test_animation_has_every_frame_and_rests_on_the_last(tmp_path):
     frames = []
     for number in range(3):

@@ -118,3 +118,28 @@ def test_histograms_of_what_is_no_yes_or_no(tmp_path, monkeypatch):
     drawn.clear()
     report.draw([measure(), measure(column="other")], tmp_path, "test")  # two tasks, one name
     assert [path.name for path in drawn] == ["entropy_of_labels_label.png", "entropy_of_labels_other.png"]
+
+
+def test_a_measure_of_every_step_has_a_course(tmp_path, monkeypatch):
+    """The table has its mean over steps; the figure every step of all models, baselines too."""
+    values = np.random.default_rng(0).normal(size=(2, 5, 3))  # [seeds, examples, steps]
+    one = measure(values, "PSNR, dB")._replace(step="frame")
+    mean, of_seeds = one.mean()
+    of_examples = values.mean((0, 2))
+    assert mean.value == pytest.approx(values.mean()) and of_seeds == pytest.approx(values.mean((1, 2)).std(ddof=1))
+    assert mean.standard_error == pytest.approx(of_examples.std(ddof=1) / np.sqrt(5))
+    summary = json.loads(json.dumps(one.summary(), allow_nan=False))
+    error = values.mean(0).std(0, ddof=1) / np.sqrt(5)
+    assert summary["of_steps"] == pytest.approx(values.mean((0, 1))) and summary["errors_of_steps"] == pytest.approx(
+        error
+    )
+    assert summary["of_seeds"] == pytest.approx(values.mean((1, 2)))
+    assert np.isnan(one._replace(values=values[:, :1]).of_steps()[1]).all()
+    drawn = {}
+    monkeypatch.setattr(figures, "courses", lambda values, path, *rest: drawn.update({path: (values, *rest)}))
+    baseline = measure(values[:1] + 1, "PSNR, dB", "copying")._replace(step="frame", seeds=())
+    report.draw([baseline, one], tmp_path, "test")
+    ((path, (courses, *rest)),) = drawn.items()
+    assert path == tmp_path / "PSNR.png" and rest == ["label, test split", "frame", "PSNR, dB"]
+    assert list(courses) == ["copying", "m cvae"]
+    np.testing.assert_allclose(courses["m cvae"][1], error)

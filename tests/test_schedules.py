@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from cvae_jax import schedules
 from cvae_jax.errors import UserError
@@ -108,3 +109,16 @@ def test_cyclical_annealing():
     found = weight("cyclical", 60, np.arange(100), cycles=3)
     cycle = np.minimum(np.arange(20) / 10, 1)
     np.testing.assert_allclose(found, [*cycle, *cycle, *cycle, *np.ones(40)], atol=1e-5)
+
+
+def forcing(**changes):
+    return ConfigDict({"first": 1.0, "last": 0.0, "begin": 50, "steps": 200, **changes})
+
+
+def test_teacher_forcing():
+    steps = np.arange(400)
+    share = jax.vmap(schedules.teacher_forcing(forcing(last=0.25)))(steps)
+    np.testing.assert_allclose(share, np.clip(1 - (steps - 50) * 0.75 / 200, 0.25, 1), atol=1e-6)
+    assert share.dtype == jnp.float32
+    np.testing.assert_array_equal(schedules.teacher_forcing(forcing(first=0.0))(7), 0)
+    assert schedules.teacher_forcing(forcing(last=1.0)) is None
