@@ -1,16 +1,20 @@
-"""Stochastic video prediction: 2 frames and the robot's actions in, 10 frames out (SVG-FP, SVG-LP).
+"""Stochastic video prediction: 2 frames and the robot's actions in, 10 frames out (SVG-LP, SVG-FP).
 
     python train.py --config=configs/video.py --workdir=runs/video --config.data.dir=FOLDER
-    python eval.py --workdir=runs/video
+    python eval.py --workdir=runs/video [--change=measure_future=28 --change=measure_samples=100]
 
 FOLDER holds train/, test/ and perhaps validate/, with a folder of 0.png, 1.png, ..., actions.csv and
-endeffector_positions.csv for each video: see data/videos.py.
-Keys to compare: `--config.cvae.prior=fixed` for SVG-FP, `--config.cvae.latent=0` for a deterministic network,
-`--config.cvae.objective.annealing=monotonic --config.cvae.objective.annealing_cycles=1`,
-`--config.teacher_forcing.first=0` for none, `--config.cvae.last_frame_skip=True`,
-`--config.measure_future=28` for predictions beyond the trained horizon.
-Variants: `:digits` makes clips of one moving digit out of MNIST on the device, 5 frames in and 10 out; `:paper` (or
-`:digits,paper`) has the sizes of the papers, for a GPU; `:smoke` is the moving digits in seconds, on the digits inside
+endeffector_positions.csv for each video: see data/videos.py. Without it, BAIR's robot from TensorFlow Datasets, of
+which `--config.data.num_train=5000` takes the first videos (all are 16 GB at 64x64, which stay in memory).
+
+Keys to compare: `--config.cvae.prior=fixed` is SVG-FP, `--config.cvae.latent=0` a deterministic network,
+`--config.cvae.last_frame_skip=True` takes skips from the frame before each, `--config.cvae.network=vgg` has the larger
+frame networks. `--config.cvae.objective.annealing=cyclical` (or monotonic) anneals the KL's weight over
+`annealing_steps` (and `annealing_cycles`). `--config.teacher_forcing.last=0.0`, `begin` and `steps` have training run
+freely more and more, `--config.teacher_forcing.first=0.0` with last from the start on.
+
+Variants: `:digits` makes clips of a moving digit out of MNIST on the device, 5 frames in and 10 out; `:paper` (or
+`:digits,paper`) has the sizes of the papers, for a GPU; `:smoke` is moving digits in a minute, of the digits inside
 scikit-learn.
 """
 
@@ -52,9 +56,9 @@ def get_config(variant: str = "") -> ConfigDict:
         last_frame_skip=False,  # skips from the frame before each; else from the last frame of the past
         precision="float32",  # in which frames are encoded and decoded; "bfloat16" is for accelerators
         remat=False,  # True halves the memory of training without teacher forcing
-        batch_size=16,
-        epochs=300,
-        checkpoint_every=10,
+        batch_size=32 if digits else 16,
+        epochs=5 if digits else 300,
+        checkpoint_every=1 if digits else 10,
         averaging=0.999,
         optimizer={"learning_rate": 1e-3},
     )
@@ -64,7 +68,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.update({"size": 64, **({"digit_size": 32, "num_digits": 2, "max_speed": 4} if digits else {})})
         config.cvae.update(
             network="dcgan" if digits else "vgg", width=64, features=128, latent=10 if digits else 64, hidden=256,
-            batch_size=100 if digits else 16, epochs=300,
+            batch_size=100 if digits else 16, epochs=300 if digits else 31, checkpoint_every=1,
         )  # fmt: skip
     if "smoke" in options:
         config.data.update(of="digits", digit_size=8, size=16)

@@ -31,7 +31,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-LONG = ("test_training", "test_command_line", "test_rna_boxes", "test_experiment", "test_annealing")
+LONG = (
+    "test_training",
+    "test_command_line",
+    "test_rna_boxes",
+    "test_experiment",
+    "test_video",
+    "test_annealing",
+    "test_svg",
+)
 
 
 def pytest_collection_modifyitems(items):

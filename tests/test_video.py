@@ -1,7 +1,10 @@
 """Video prediction: batches, measures and their truth, figures, and a run from the command to its tables."""
 
 import json
+import pathlib
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -307,16 +310,21 @@ def test_pictures(tmp_path):
     assert red / green == pytest.approx(3 / 2, rel=0.1)
 
 
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir, trained for two epochs on a few clips."""
-    folder = tmp_path_factory.mktemp("video")
-    config = smoke()
-    config.cvae.update(batch_size=64, epochs=2, steps_per_call=4, objective={"beta": 1.0})
-    config.teacher_forcing.update(first=1.0, last=0.0, begin=2, steps=30)
-    with jax.numpy_dtype_promotion("standard"):
-        cvae_jax.train(config, str(folder / "run"))
-    return folder / "run"
+    """The smoke variant's workdir, as a user trains it, with less and less teacher forcing."""
+    workdir = tmp_path_factory.mktemp("video") / "run"
+    flags = [f"--config.teacher_forcing.{name}" for name in ("last=0.0", "begin=10", "steps=100")]
+    result = command("train.py", "--config=configs/video.py:smoke", f"--workdir={workdir}", *flags)
+    assert result.returncode == 0, result.stderr
+    return workdir
 
 
 def test_from_training_to_tables(run, tmp_path):
@@ -325,8 +333,15 @@ def test_from_training_to_tables(run, tmp_path):
     assert all(0 < row["valid/PSNR"] < 100 for row in rows)
     shares = [row["train/teacher_forcing"] for row in rows]
     assert 1 > shares[0] > shares[1] > 0
-    changes = ["measure_future=5", "measure_samples=2", "measure_given=predictions"]
-    text = evaluation.evaluate([str(run)], ["is"], [5], num_examples=20, output=str(tmp_path), changes=changes)
+    for name in ("training.png", "cvae.gif"):
+        assert (run / "figures" / name).stat().st_size > 0
+    changes = [f"--change=measure_{change}" for change in ("future=5", "samples=2", "given=predictions")]
+    result = command(
+        "eval.py", f"--workdir={run}", f"--output={tmp_path}", "--estimator=is", "--num_samples=5", "--num_examples=20",
+        *changes,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    text = result.stdout
     assert "2 -> 5 frames" in text and "given the predicted frames before each" in text
     assert "the last known frame" in text
     measured = {

@@ -96,5 +96,5 @@ def strip(path: pathlib.Path, title: str, videos: dict[str, np.ndarray], num_pas
         )
         for number in numbers.tolist()
     }
-    rows = tuple(name for _ in range(num_videos) for name in videos)
+    rows = tuple(f"{video + 1}: {name}" for video in range(num_videos) for name in videos)
     figures.image_grid(columns, path, f"{title}: frames, known green, predicted red", rows)

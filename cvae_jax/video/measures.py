@@ -24,7 +24,7 @@ MEAN = "mean {} of {} samples{}"
 UNITS = {"PSNR": ", dB", "SSIM": ""}
 AFTER_TURN = f"mean PSNR of the {AFTER} frames after a turn, dB"
 OTHERS = "mean PSNR of the other frames, dB"
-SHUFFLED = "mean PSNR given another video's conditions, dB"
+SHUFFLED = "mean PSNR given shuffled conditions, dB"  # those of another video of the batch
 ZERO = "mean PSNR given conditions of zero, dB"
 
 
