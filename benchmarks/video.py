@@ -36,7 +36,7 @@ from video_torch import InTorch, converted
 
 from configs import video
 from cvae_jax import tables
-from cvae_jax.distributions import MAX_LOG_SCALE, Normal
+from cvae_jax.distributions import MAX_LOG_SCALE, bounded_normal
 from cvae_jax.errors import UserError
 from cvae_jax.networks.frames import widths
 from cvae_jax.networks.svg import LEVER, VideoNetworks
@@ -60,7 +60,7 @@ def frame_by_frame(config: Any, ours: Trainer, columns: int) -> Callable[[int], 
         for t in range(1, len(frames)):
             carry_q, told_q = nets.recognition_net(carry_q, features[t])
             carry_p, told_p = nets.prior_net(carry_p, features[t - 1])
-            q, p = (bounded(told) for told in (told_q, told_p))
+            q, p = (bounded_normal(*jnp.split(told, 2, -1)) for told in (told_q, told_p))
             kl += q.kl(p).sum()
             z = q.mean + q.scale * jax.random.normal(jax.random.fold_in(key, t), q.mean.shape)
             carry, told = nets.predictor(carry, jnp.concatenate([features[t - 1], z, condition[t]], -1))
@@ -68,10 +68,6 @@ def frame_by_frame(config: Any, ours: Trainer, columns: int) -> Callable[[int], 
             error += ((nets.decoder(jnp.tanh(told), of_skips) - frames[t]) ** 2).sum()
         log_scale = MAX_LOG_SCALE * jnp.tanh(LEVER * nets.log_scale / MAX_LOG_SCALE)
         return (0.5 * error * jnp.exp(-2 * log_scale) + frames[1:].size * log_scale + kl) / frames.shape[1]
-
-    def bounded(told: jax.Array) -> Normal:
-        mean, log_scale = jnp.split(told, 2, -1)
-        return Normal(mean, jnp.exp(MAX_LOG_SCALE * jnp.tanh(log_scale / MAX_LOG_SCALE)))
 
     optimizer = optax.adam(settings.optimizer.learning_rate)
 
@@ -124,6 +120,7 @@ def main() -> None:
     arrays = {
         "frames": rng.integers(0, 256, (*shape, arguments.size, arguments.size, 3), np.uint8),
         "condition": rng.normal(size=(*shape, config.data.num_columns)).astype(np.float32),
+        "other_condition": np.zeros((*shape, config.data.num_columns), np.float32),
     }
     try:
         ours = Trainer(config, arrays)

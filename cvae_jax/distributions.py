@@ -98,7 +98,7 @@ def bounded_normal(mean: Array, log_scale: Array) -> Normal:
 
 
 def standard_normal(shape: tuple[int, ...]) -> Normal:
-    """N(0, I) of that shape, [batch, units]."""
+    """N(0, I) of that shape, [..., batch, units]."""
     return Normal(jnp.zeros(shape), jnp.ones(shape))
 
 

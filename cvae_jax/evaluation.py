@@ -313,7 +313,7 @@ def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int
     """
     for stage in run.trained[0].stages:
         how = run.trained[0].how(stage.name)
-        if simulate and stage.model.autoregressive:
+        if simulate and stage.model.autoregressive and not how.exact:
             raise UserError(f"{run.workdir}: {annealing.NOT_SIMULATED}")
         usable = _usable(how, wanted, settings)
         simulated = simulate and (how.has_recognition or settings.start == "prior")

@@ -12,6 +12,9 @@ from cvae_jax.model import Stage
 LOGGER = logging.getLogger(__name__)
 
 
+OF_ALL = ("beta", "teacher_forcing")  # terms that are one number for the whole batch
+
+
 def check_finite(
     stage: Stage, first_step: int, terms: dict[str, np.ndarray], seeds: np.ndarray, checkpoints: Checkpoints
 ) -> None:
@@ -60,7 +63,7 @@ def describe_batches(
         if within % settings.log_every:
             continue
         means = {name: values[0, step - first_step] for name, values in terms.items()}
-        sums = {name: mean if name == "beta" else settings.batch_size * mean for name, mean in means.items()}
+        sums = {name: mean if name in OF_ALL else settings.batch_size * mean for name, mean in means.items()}
         epoch = f"epoch {step // per_epoch + 1}" + (f" of seed {seed}" if seed is not None else "")
         head = f"{stage.name} {epoch}, {within * settings.batch_size:,} examples, sums of a batch: "
         if settings.objective.name == "elbo" and "log_p_y" in sums:

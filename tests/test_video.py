@@ -50,6 +50,7 @@ def numbered(count=6, num_frames=8, columns=7):
     return {
         "frames": jnp.asarray(frames),
         "condition": jnp.broadcast_to(number[..., None], (count, num_frames, columns)).astype(jnp.float32),
+        "other_condition": jnp.zeros((count, num_frames, columns)),
     }
 
 
@@ -136,10 +137,11 @@ def test_frames_after_turns():
     assert not found[1].any()
 
 
-def test_measures_of_samples():
-    """Against samples drawn one by one and measured by NumPy; the fewer frames fit in memory, the same."""
+def test_measures_of_samples(monkeypatch):
+    """Against samples measured by NumPy, whether all are held at once or two of the three."""
     config = of_folders()
     raw = numbered()
+    raw["other_condition"] = jnp.asarray(RNG.normal(size=raw["condition"].shape).astype(np.float32))
     raw["frames"] = jnp.asarray(RNG.integers(0, 256, raw["frames"].shape, np.uint8))
     task, model, variables, batch = trained(config, raw)
     variables["params"] = jax.tree.map(lambda leaf: 2 * leaf, variables["params"])  # so that samples differ
@@ -158,13 +160,21 @@ def test_measures_of_samples():
     np.testing.assert_allclose(found["best PSNR of 3 samples, dB"], best, rtol=1e-4)
     np.testing.assert_allclose(found["mean PSNR of 3 samples, dB"], each.mean(0), rtol=1e-4)
     assert (found["best SSIM of 3 samples"].mean(1) >= found["mean SSIM of 3 samples"].mean(1) - 1e-6).all()
-    for name, condition in (
-        (measures.SHUFFLED, np.roll(batch.x["condition"], 1, 0)),
-        (measures.ZERO, 0 * batch.x["condition"]),
-    ):
-        other = samples(batch._replace(x={**batch.x, "condition": jnp.asarray(condition)}))
+    for name, condition in ((measures.SHUFFLED, batch.x["other_condition"]), (measures.ZERO, 0 * batch.x["condition"])):
+        other = samples(batch._replace(x={**batch.x, "condition": condition}))
         np.testing.assert_allclose(found[name], other.mean((0, 2)), rtol=1e-4)
     assert set(found) == {*task.measures.profiles, measures.SHUFFLED, measures.ZERO}
+    monkeypatch.setattr(measures, "BYTES_PER_CALL", 2 * 4 * batch.y.size)
+    jax.clear_caches()
+    again = measures.of_samples(model, variables, batch, how, key, 3)["PSNR"]
+    np.testing.assert_allclose(again, each, rtol=1e-4)
+    shown = {}
+    monkeypatch.setattr(figures, "gif", lambda path, title, videos, num_past: shown.update(videos))
+    figures.pictures(model, variables, batch, how, key, 3)["videos"](None, "")
+    drawn = np.asarray(jax.jit(inference.sample, static_argnums=(0, 4))(model, variables, batch, sample_keys, False))
+    np.testing.assert_allclose(shown["best of 3"][:, 2:], drawn[each.mean(2).argmax(0), np.arange(6)], atol=1e-5)
+    np.testing.assert_allclose(shown["sample 2"][:, 2:], drawn[1], atol=1e-5)
+    np.testing.assert_allclose(shown["truth"], np.concatenate([batch.x["frames"], batch.y], 1))
     followed = task.followed(model, variables, batch, sample_keys[0])
     np.testing.assert_allclose(followed["PSNR"], each[0].mean(1), rtol=1e-4)
 
@@ -265,6 +275,8 @@ def test_own_videos_that_cannot_be(x, y, expected):
         ("cvae.precision", "float16", "cvae.precision='float16' is not known; choose from float32, bfloat16"),
         ("measure_given", "truth", "measure_given='truth' is not known; choose from true_frames, predictions"),
         ("num_past", 0, "num_past=0 must be at least 1"),
+        ("data.num_train", -1, "data.num_train=-1 must be at least 0"),
+        ("cvae.objective.name", "gsnn", "cvae.objective.name='gsnn' does not train the recognition network"),
         ("cvae.latent", -1, "cvae.latent=-1 must be at least 0"),
         ("data.size", 24, "data.size=24 must be a power of 2, of at least 16"),
         ("data.size", 8, "data.size=8 must be a power of 2, of at least 16"),
@@ -275,8 +287,11 @@ def test_own_videos_that_cannot_be(x, y, expected):
 )
 def test_settings_that_cannot_be(key, value, expected):
     config = of_folders()
-    *section, name = key.split(".")
-    (config[section[0]] if section else config)[name] = value
+    *sections, name = key.split(".")
+    section = config
+    for one in sections:
+        section = section[one]
+    section[name] = value
     with pytest.raises(UserError, match=re.escape(expected)):
         make_task(config)
 

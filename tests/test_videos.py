@@ -60,6 +60,7 @@ def test_validation_is_held_out_of_training_where_there_is_none(folder):
     assert [len(found[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
     every = np.concatenate([found["train"]["frames"], found["valid"]["frames"]])
     assert len(np.unique(every.reshape(3, -1), axis=0)) == 3
+    np.testing.assert_array_equal(found["train"]["other_condition"], found["train"]["condition"][::-1])  # of two
     again = videos.load(settings(folder, size=8))
     np.testing.assert_array_equal(found["valid"]["frames"], again["valid"]["frames"])
 
@@ -109,6 +110,8 @@ def resize(folder):
         (lambda folder: None, {"num_valid": 3}, "data.num_valid=3 must be between 1 and 2"),
         (lambda folder: None, {"dir": "/nowhere"}, "data.dir='/nowhere' is not a folder"),
         (lambda folder: (folder / "test").rename(folder / "tests"), {}, "test holds no video"),
+        (lambda folder: (folder / "validate").mkdir(), {}, "validate holds no video"),
+        (rewrite("actions.csv", "1,2\n3,1e39\n5,6\n"), {}, "c/0/actions.csv, row 2: '1e39' is not finite"),
     ],
 )
 def test_bad_input_is_named(folder, damage, changes, expected):

@@ -22,6 +22,8 @@ from cvae_jax.errors import UserError
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
+LARGEST = float(np.finfo(np.float32).max)
+
 BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
 OF_BAIR = {"actions.csv": "action", "endeffector_positions.csv": "endeffector_pos"}
 
@@ -36,7 +38,8 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
         how many training videos are held out where there is no "validate".
 
     Returns:
-      For each split `frames`, uint8 [n, num_frames, size, size, 3], and `condition`, float32 [n, num_frames, columns].
+      For each split `frames`, uint8 [n, num_frames, size, size, 3], `condition`, float32 [n, num_frames, columns], and
+      `other_condition`, that of the video before in the split: whether conditions matter shows where they are wrong.
 
     Raises:
       UserError: for what is missing, damaged or of another size; names the file, and the row of a CSV file.
@@ -47,7 +50,7 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     if not folder.is_dir():
         raise UserError(f"data.dir={settings.dir!r} is not a folder; it should hold train, validate and test")
     found = {split: _videos(folder / name) for split, name in FOLDERS.items() if (folder / name).is_dir()}
-    for split in ("train", "test"):
+    for split in ("train", "test", *(["valid"] if "valid" in found else [])):
         if not found.get(split):
             raise UserError(f"{folder / FOLDERS[split]} holds no video, a folder with 0.png; put some there")
     found["train"] = found["train"][: settings.num_train or None]
@@ -57,7 +60,11 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
         order = np.random.Generator(np.random.Philox(0)).permutation(num_train).tolist()
         valid, train = sorted(order[: settings.num_valid]), sorted(order[settings.num_valid :])
         found["train"], found["valid"] = ([found["train"][number] for number in chosen] for chosen in (train, valid))
-    return {split: _stack(found[split], split, settings) for split in FOLDERS}
+    return {split: _with_other(_stack(found[split], split, settings)) for split in FOLDERS}
+
+
+def _with_other(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**arrays, "other_condition": np.roll(arrays["condition"], 1, 0)}
 
 
 def _check_held_out(num_train: int, num_valid: int) -> None:
@@ -96,9 +103,9 @@ def _bair(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     _check_held_out(num_train, settings.num_valid)
     cut = num_train - settings.num_valid
     return {  # the last for validation: slices, which are no copies
-        "train": {name: array[:cut] for name, array in made["train"].items()},
-        "valid": {name: array[cut:] for name, array in made["train"].items()},
-        "test": made["test"],
+        "train": _with_other({name: array[:cut] for name, array in made["train"].items()}),
+        "valid": _with_other({name: array[cut:] for name, array in made["train"].items()}),
+        "test": _with_other(made["test"]),
     }
 
 
@@ -170,9 +177,11 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
             raise UserError(f"{path}, row {number + 1}: {len(row)} columns where the first row has {len(rows[0])}")
         for column, word in enumerate(row):
             try:
-                table[number, column] = float(word)
+                value = float(word)
             except ValueError:
                 raise UserError(f"{path}, row {number + 1}: {word!r} is no number") from None
-            if not math.isfinite(table[number, column]):
+            if math.isfinite(value) and abs(value) <= LARGEST:
+                table[number, column] = value
+            else:
                 raise UserError(f"{path}, row {number + 1}: {word!r} is not finite")
     return table

@@ -115,7 +115,7 @@ class DCGANDecoder(nn.Module):
         return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
 
     def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
-        """features [n, features]; of_skips [k, ...], each of which n / k frames in a row of blocks of k share."""
+        """features [n, features]; of_skips [k, ...], each for n / k frames in a row -> [n, size, size, channels]."""
         frames = self.beginning(features)
         for level in reversed(range(len(self.widths))):
             frames = add(self.below[level](frames), of_skips[level])
@@ -190,9 +190,9 @@ class VGGDecoder(nn.Module):
 
 
 def add(frames: Array, shared: Array) -> Array:
-    """frames [n, ...] plus shared [k, ...]: n / k blocks of k frames each."""
-    blocks = frames.reshape(-1, *shared.shape)
-    return (blocks + shared[None]).reshape(frames.shape)
+    """frames [n, ...] plus shared [k, ...], each for n / k frames in a row."""
+    blocks = frames.reshape(len(shared), -1, *shared.shape[1:])
+    return (blocks + shared[:, None]).reshape(frames.shape)
 
 
 NETWORKS = {"dcgan": (DCGANEncoder, DCGANDecoder), "vgg": (VGGEncoder, VGGDecoder)}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cvae_jax import keys as random_keys
-from cvae_jax.distributions import Latent, Normal, bounded_normal, draw_latent
+from cvae_jax.distributions import Latent, Normal, bounded_normal, draw_latent, standard_normal
 from cvae_jax.model import Proposal
 from cvae_jax.networks.frames import NETWORKS
 
@@ -70,6 +70,9 @@ class Recurrent(nn.Module):
 class VideoNetworks(nn.Module):
     """The networks of SVG, for `make_model`.
 
+    Where training runs freely it does so from the first frame on, as the papers' code does: predictions stand for the
+    other past frames too, which are known when predicting.
+
     Attributes:
       network: of frames, "dcgan" or "vgg".
       widths: channels of each level of it.
@@ -122,25 +125,31 @@ class VideoNetworks(nn.Module):
 
         Args:
           x: `frames`, the past [batch, past, height, width, channels]; `condition` [batch, past + future, columns];
-            `coin`, a bool where training tosses one: whether the predictor is given true frames. None: it is in
+            `coin`, a bool [] where training tosses one: whether the predictor is given true frames. None: it is in
             training, and else as `teacher_forcing` says.
           y: the future, [batch, future, height, width, channels], or None.
+
+        Returns:
+          `features` [frames, batch, features] of all frames that can come before another; `skips`, of each level what
+          the decoder makes of them, [batch, sources, ...], see `_sources`; `past`, q(z) of past steps, and of future
+          ones `posterior` and `prior`, p(z) given true frames, [steps, batch, latent], None without y; `prior_carry`,
+          the prior network's state after the past; `condition` [steps, batch, columns]; `coin`.
         """
         frames = x["frames"] if y is None else jnp.concatenate([x["frames"], y], 1)
         num_past, num_frames = x["frames"].shape[1], x["condition"].shape[1]
-        features, skips = self.encoder(_flat(frames.swapaxes(0, 1)))
-        shape = (frames.shape[1], len(frames))
-        features = features.reshape(*shape, -1)
+        # Frames of an example in a row, not of a step: only so does each device keep its part of the batch.
+        features, skips = self.encoder(_flat(frames))
+        features = _steps(features, len(frames)).swapaxes(0, 1)
         posterior, prior, prior_carry = self._latents(features, num_past)
         # Step t leads from frame t - 1 to frame t; those of the past come first.
         past, future = slice(0, num_past - 1), slice(num_past - 1, None)
         sources, _ = self._sources(num_past, num_frames if y is not None else num_past + 1)
-        chosen = [_flat(skip.reshape(*shape, *skip.shape[1:])[jnp.array(sources)]) for skip in skips]
+        chosen = [_flat(_steps(skip, len(frames))[:, jnp.array(sources)]) for skip in skips]
         training = self.is_mutable_collection("batch_stats")
         condition = x["condition"].swapaxes(0, 1)
         if condition.size:
             condition = self.standardised(condition, use_running_average=not training)
-        of_skips = [one.reshape(len(sources), shape[1], *one.shape[1:]) for one in self.decoder.of_skips(chosen)]
+        of_skips = [_steps(one, len(frames)) for one in self.decoder.of_skips(chosen)]
         return {
             "features": features[: num_frames - 1],
             "skips": of_skips,
@@ -154,7 +163,8 @@ class VideoNetworks(nn.Module):
 
     def _sources(self, num_past: int, num_frames: int) -> tuple[list[int], list[int]]:
         """The true frames that give skips, and for each future step which of these."""
-        each = [t - 1 if self.last_frame_skip else min(t, self.num_past) - 1 for t in range(num_past, num_frames)]
+        last = max(self.num_past, num_past)
+        each = [t - 1 if self.last_frame_skip else min(t, last) - 1 for t in range(num_past, num_frames)]
         sources = sorted(set(each))
         return sources, [sources.index(source) for source in each]
 
@@ -164,8 +174,7 @@ class VideoNetworks(nn.Module):
         q(z_t) sees frames up to t, p(z_t) those before.
         """
         steps, batch = len(features) - 1, features.shape[1]
-        nothing = jnp.zeros((steps, batch, self.latent))
-        standard = Normal(nothing, jnp.ones_like(nothing))
+        standard = standard_normal((steps, batch, self.latent))
         if not self.latent:
             return standard, standard, ()
         _, told = self.recognition_net.run(self.recognition_net.start(batch), features[1:])
@@ -183,7 +192,7 @@ class VideoNetworks(nn.Module):
         past, condition = encoding["past"], encoding["condition"]
         num_past = len(past.mean) + 1
         step_keys = random_keys.per_sample(keys, jnp.arange(1, len(condition) + 1))
-        given = [None, None] if z is None else [one.swapaxes(0, 1) for one in z]
+        given = [one.swapaxes(0, 1) for one in z] if z else [None, None]
         units = []
         z_past = past.mean
         if self.latent and num_past > 1:
@@ -218,14 +227,14 @@ class VideoNetworks(nn.Module):
         _, outputs = self.predictor.run(self.predictor.start(batch), jnp.concatenate(inputs, -1))
         future = nn.tanh(outputs[len(z_past) :])
         skips = [_flat(one) for one in self._skips_of_steps(encoding)]
-        frames = self.decoder(_flat(future), skips)
-        return unit, frames.reshape(len(future), batch, *frames.shape[1:])
+        frames = self.decoder(_flat(future.swapaxes(0, 1)), skips)
+        return unit, _steps(frames, batch).swapaxes(0, 1)
 
     def _skips_of_steps(self, encoding: dict[str, Any]) -> list[Array]:
-        """[future or 1, batch, ...] of each level; 1 where all future steps share one."""
+        """[batch, future or 1, ...] of each level; 1 where all future steps share one."""
         num_past, num_frames = len(encoding["past"].mean) + 1, len(encoding["condition"]) + 1
         sources, each = self._sources(num_past, num_frames)
-        return encoding["skips"] if len(sources) == 1 else [one[jnp.array(each)] for one in encoding["skips"]]
+        return encoding["skips"] if len(sources) == 1 else [one[:, jnp.array(each)] for one in encoding["skips"]]
 
     def _free(
         self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: Array | None, z_past: Array
@@ -235,8 +244,8 @@ class VideoNetworks(nn.Module):
         batch, num_past = features.shape[1], len(z_past) + 1
         of_past = jnp.concatenate([features[: num_past - 1], z_past, condition[: num_past - 1]], -1)
         carry, _ = self.predictor.run(self.predictor.start(batch), of_past)
-        first_skips = [one[0] for one in encoding["skips"]]
-        own_skips = not self.last_frame_skip and len(encoding["skips"][0]) > 1
+        first_skips = [one[:, 0] for one in encoding["skips"]]
+        own_skips = not self.last_frame_skip and encoding["skips"][0].shape[1] > 1
 
         def step(networks: "VideoNetworks", state: Any, inputs: Any) -> tuple[Any, tuple[Latent, Array]]:
             carry, prior_carry, features, skips = state
@@ -257,7 +266,7 @@ class VideoNetworks(nn.Module):
             variable_carry="batch_stats" if training else False,
             split_rngs={"params": False},
         )
-        own = self._skips_of_steps(encoding) if own_skips else None
+        own = [one.swapaxes(0, 1) for one in self._skips_of_steps(encoding)] if own_skips else None
         inputs = (keys, condition[num_past - 1 :], posterior, z, own)
         state = (carry, encoding["prior_carry"], features[num_past - 1], first_skips)
         _, found = loop(self, state, inputs)
@@ -268,13 +277,17 @@ class VideoNetworks(nn.Module):
         if self.latent and self.prior == "learned":
             carry, told = self.prior_net(carry, features)
             return carry, _gaussian(told)
-        mean = jnp.zeros((len(features), self.latent))
-        return carry, Normal(mean, jnp.ones_like(mean))
+        return carry, standard_normal((len(features), self.latent))
 
 
 def _flat(steps: Array) -> Array:
-    """[steps, batch, ...] -> [steps * batch, ...]."""
+    """[batch, steps, ...] -> [batch * steps, ...]."""
     return steps.reshape(-1, *steps.shape[2:])
+
+
+def _steps(flat: Array, batch: int) -> Array:
+    """[batch * steps, ...] -> [batch, steps, ...]."""
+    return flat.reshape(batch, -1, *flat.shape[1:])
 
 
 def _gaussian(told: Array) -> Normal:

@@ -14,7 +14,7 @@ from jax import Array
 
 from cvae_jax import images, objectives, schedules
 from cvae_jax.data import moving_digits
-from cvae_jax.distributions import MAX_LOG_SCALE, Normal
+from cvae_jax.distributions import Normal, bounded_normal
 from cvae_jax.errors import UserError
 from cvae_jax.model import Batch, PyTree, Stage, Task, Train, Variables
 from cvae_jax.networks.cvae import make_model
@@ -37,11 +37,12 @@ def make_task(config: Any) -> Task:
         """The first frames; in training from anywhere in the video, and of them the first alone is x."""
         num_past = 1 if train else config.num_past
         num_frames = config.num_past + (config.num_future if train else config.measure_future)
-        turns = {}
+        # What measures read of x, and networks do not: where a digit turns, and the conditions of another video.
+        measured = {}
         if moving:
             frames, turned = moving_digits.clips(raw["digits"], example_keys, num_frames, size, data.max_speed)
             frames, condition = frames[..., None], jnp.zeros((len(index), num_frames, 0))
-            turns = {"turned": turned}
+            measured = {"turned": turned}
         else:
             last = data.num_frames - num_frames if train else 0
             starts = jax.vmap(lambda key: jax.random.randint(key, (), 0, last + 1))(example_keys)
@@ -50,8 +51,9 @@ def make_task(config: Any) -> Task:
                     lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, num_frames), video
                 )
             )((raw["frames"], raw["condition"]), starts)
+            measured = {} if train else {"other_condition": raw["other_condition"][:, :num_frames]}
         frames = frames.astype(jnp.float32) / 255
-        x = {"frames": frames[:, :num_past], "condition": condition, "coin": None, **turns}
+        x = {"frames": frames[:, :num_past], "condition": condition, "coin": None, **measured}
         return Batch(x, frames[:, num_past:], None, index, valid)
 
     def observe(x: Any, y: Any = None) -> Batch:
@@ -103,12 +105,15 @@ def make_task(config: Any) -> Task:
     model = make_model(networks, _look, _likelihood, autoregressive=forced)
     stage = objectives.stage("cvae", model, settings)
     forcing = schedules.teacher_forcing(config.teacher_forcing)
-    raw = {
-        "frames": jax.ShapeDtypeStruct((data.get("num_frames"), size, size, 3), np.uint8),
-        "condition": jax.ShapeDtypeStruct((data.get("num_frames"), columns), np.float32),
-    }
     if moving:
         raw = {"digits": jax.ShapeDtypeStruct((data.num_digits, data.digit_size, data.digit_size), np.uint8)}
+    else:
+        of_rows = jax.ShapeDtypeStruct((data.num_frames, columns), np.float32)
+        raw = {
+            "frames": jax.ShapeDtypeStruct((data.num_frames, size, size, 3), np.uint8),
+            "condition": of_rows,
+            "other_condition": of_rows,
+        }
     way = "true frames before each" if forced else "predicted frames before each"
     speed = f" of up to {data.max_speed} pixels a frame" if moving else ""
     return Task(
@@ -121,7 +126,7 @@ def make_task(config: Any) -> Task:
         panels=_panels,
         measures=measures.measures(config.measure_samples),
         pictures=functools.partial(figures.pictures, num_samples=config.measure_samples),
-        followed=measures.followed,
+        followed=functools.partial(measures.followed, proposal=objectives.predicts_from(settings.objective)),
     )
 
 
@@ -131,8 +136,7 @@ def _look(batch: Batch, frozen: Variables | None) -> tuple[PyTree, PyTree]:
 
 def _likelihood(outputs: tuple[Array, Array]) -> Normal:
     mean, log_scale = outputs
-    scale = jnp.exp(MAX_LOG_SCALE * jnp.tanh(log_scale / MAX_LOG_SCALE))
-    return Normal(mean, jnp.broadcast_to(scale, mean.shape))
+    return bounded_normal(mean, jnp.broadcast_to(log_scale, mean.shape))
 
 
 def _with_teacher_forcing(stage: Stage, share: Any) -> Stage:
@@ -179,9 +183,17 @@ def _check(config: Any) -> None:
     ):
         if value < least:
             raise UserError(f"{key}={value} must be at least {least}")
+    if settings.latent and config.num_past > 1 and not objectives.trains_recognition(settings.objective):
+        raise UserError(
+            f"cvae.objective.name={settings.objective.name!r} does not train the recognition network, which past "
+            "frames' z come from; set num_past=1, cvae.latent=0, or another objective"
+        )
     if data.size < 4 * SMALLEST or data.size & (data.size - 1):
         raise UserError(f"data.size={data.size} must be a power of 2, of at least {4 * SMALLEST}")
     if data.source == "videos":
+        for key in ("num_train", "num_columns"):
+            if data[key] < 0:
+                raise UserError(f"data.{key}={data[key]} must be at least 0")
         longest = config.num_past + max(config.num_future, config.measure_future)
         if data.num_frames < longest:
             raise UserError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cvae_jax import figures, inference, keys
+from cvae_jax import figures, inference
 from cvae_jax.model import Batch, How, Model, Variables
 from cvae_jax.video import measures
 
@@ -29,14 +29,16 @@ def pictures(
 
     Each shows the truth, the sample with the highest PSNR out of `num_samples`, and the first few.
     """
-    count = 1 if how.exact else num_samples
-    sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(count))
-    drawn = np.asarray(_sample(model, variables, batch, sample_keys, False, how.predicts_from))
-    best = np.asarray(measures.psnr(jnp.asarray(drawn), batch.y[None])).mean(2).argmax(0)
-    shown = {"prediction": drawn[0]}
+    # All are measured, and those that are shown drawn once more: of large frames, not all can be kept.
+    psnr = measures.of_samples(model, variables, batch, how, key, num_samples)["PSNR"].mean(2)
+    best, count = psnr.argmax(0), len(psnr)
+    all_keys = measures.sample_keys(batch, key, count)
+    names, chosen = ["prediction"], all_keys
     if count > 1:
-        shown = {f"best of {count}": drawn[best, np.arange(len(best))]}
-        shown |= {f"sample {number + 1}": drawn[number] for number in range(min(SAMPLES, count))}
+        names = [f"best of {count}", *(f"sample {number + 1}" for number in range(min(SAMPLES, count)))]
+        chosen = jnp.concatenate([all_keys[best, jnp.arange(len(best))][None], all_keys[:SAMPLES]])
+    drawn = np.asarray(_sample(model, variables, batch, chosen, False, how.predicts_from))
+    shown = dict(zip(names, drawn, strict=True))
     past, future = np.asarray(batch.x["frames"]), np.asarray(batch.y)
     whole = {name: np.concatenate([past, frames], 1) for name, frames in {"truth": future, **shown}.items()}
     num_past = past.shape[1]

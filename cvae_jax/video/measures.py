@@ -24,7 +24,7 @@ MEAN = "mean {} of {} samples{}"
 UNITS = {"PSNR": ", dB", "SSIM": ""}
 AFTER_TURN = f"mean PSNR of the {AFTER} frames after a turn, dB"
 OTHERS = "mean PSNR of the other frames, dB"
-SHUFFLED = "mean PSNR given shuffled conditions, dB"  # those of another video of the batch
+SHUFFLED = "mean PSNR given shuffled conditions, dB"  # those of the video before in the split
 ZERO = "mean PSNR given conditions of zero, dB"
 
 
@@ -67,6 +67,11 @@ def _of_samples(
     )
 
 
+def sample_keys(batch: Batch, key: Array, num_samples: int) -> Array:
+    """Keys [num_samples, batch]."""
+    return keys.per_sample(keys.per_example(key, batch.index), jnp.arange(num_samples))
+
+
 def of_samples(
     model: Model, variables: Variables, batch: Batch, how: How, key: Array, num_samples: int
 ) -> dict[str, np.ndarray]:
@@ -77,11 +82,11 @@ def of_samples(
     mesh = parallel.make_mesh()
     variables = jax.device_put(variables, parallel.replicated(mesh))
     count = 1 if how.exact else num_samples
-    sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(count))
+    of_batch = sample_keys(batch, key, count)
     batch = parallel.place_batch(mesh, batch)
     at_once = max(1, min(count, BYTES_PER_CALL // max(1, 4 * batch.y.size)))
     with jax.default_matmul_precision("highest"):
-        found = _of_samples(model, variables, batch, sample_keys, how.predicts_from, at_once)
+        found = _of_samples(model, variables, batch, of_batch, how.predicts_from, at_once)
     return jax.device_get(found)
 
 
@@ -123,7 +128,7 @@ def of_batch(
     found |= _of_turns(batch, samples["PSNR"].mean(0))
     condition = batch.x["condition"]
     if condition.shape[2]:
-        for name, other in ((SHUFFLED, jnp.roll(condition, 1, 0)), (ZERO, jnp.zeros_like(condition))):
+        for name, other in ((SHUFFLED, batch.x["other_condition"]), (ZERO, jnp.zeros_like(condition))):
             changed = batch._replace(x={**batch.x, "condition": other})
             found[name] = of_samples(model, variables, changed, how, key, num_samples)["PSNR"].mean((0, 2))
     return found
@@ -141,9 +146,11 @@ def baselines(batch: Batch, num_samples: int) -> dict[str, dict[str, np.ndarray]
     return {"the last known frame": found | _of_turns(batch, of_frames["PSNR"])}
 
 
-def followed(model: Model, variables: Variables, batch: Batch, draw_keys: Array) -> dict[str, Array]:
+def followed(
+    model: Model, variables: Variables, batch: Batch, draw_keys: Array, proposal: Proposal
+) -> dict[str, Array]:
     """The PSNR of one sample of the future, the mean over its frames, [batch]: what training curves show."""
-    drawn = inference.sample(model, variables, batch, draw_keys[None], noise=False)
+    drawn = inference.sample(model, variables, batch, draw_keys[None], noise=False, proposal=proposal)
     return {"PSNR": psnr(drawn[0], batch.y).mean(1)}
 
 
