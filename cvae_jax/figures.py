@@ -141,17 +141,21 @@ def courses(
       xlabel: what a step is; the first is 1.
       ylabel: what the values are.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    few = len(values) <= 4
+    figure = Figure(figsize=(6.4, 4 if few else 4 + 0.2 * len(values)), layout="constrained")
     panel = figure.subplots()
     for label, (mean, error) in values.items():
-        steps = np.arange(1, len(mean) + 1)
+        steps, shade = np.arange(1, len(mean) + 1), 0.15 if few else 0.06
         (line,) = panel.plot(steps, mean, marker=".", linewidth=1.3, label=label)
-        panel.fill_between(steps, mean - 1.96 * error, mean + 1.96 * error, color=line.get_color(), alpha=0.15, lw=0)
+        panel.fill_between(steps, mean - 1.96 * error, mean + 1.96 * error, color=line.get_color(), alpha=shade, lw=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(xlabel)
     panel.set_ylabel(ylabel)
     panel.set_title(f"{title}; bands: 95% over examples", fontsize=10)
-    panel.legend(fontsize=7)
+    if few:
+        panel.legend(fontsize=7)
+    else:
+        figure.legend(fontsize=7, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)
 
