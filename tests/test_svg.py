@@ -57,8 +57,7 @@ def initialised(model, **sizes):
 
 KINDS = {
     "learned prior": {},
-    "fixed prior, skips of every frame": {"prior": "fixed", "last_frame_skip": True},
-    "deterministic vgg": {"latent": 0, "network": "vgg"},
+    "deterministic vgg, skips of every frame": {"latent": 0, "network": "vgg", "last_frame_skip": True},
 }
 SMALL = {"size": 8, "examples": 2, "num_frames": 4}  # of the checks that take thousands of samples
 
@@ -71,7 +70,7 @@ def test_contract(kind):
 
 def test_contract_given_true_frames():
     """All but that a draw is the same without y, since here it is given the true frames."""
-    model = model_of(networks(size=8))
+    model = model_of(networks(size=8, prior="fixed", last_frame_skip=True))
     variables, batch = initialised(model, size=8), batch_of(**SMALL)
     for check in (check_alone, check_compiled, check_given, check_kl, check_estimators_agree):
         check(model, variables, batch)
@@ -154,20 +153,20 @@ def test_true_frames_tell_and_predictions_do_not():
 
 def test_the_coin_chooses_in_training():
     """Of the same variables, batch and keys: as without a coin where it says so, and otherwise freely."""
-    found = {}
     model = model_of(networks(latent=0))
     variables = initialised(model)
-    for coin in (None, True, False):
-        batch = batch_of(num_past=1, coin=None if coin is None else jnp.asarray(coin))
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(params, coin):
+        batch = batch_of(num_past=1, coin=coin)
         train = Train(keys.unused(batch.index), jnp.int32(0))
+        own = {**variables, "params": params}
+        draw = model.draw(own, model.encode(own, batch, train), train.keys, "prior", None, train)
+        return -draw.log_p_y.mean(), draw.updates
 
-        @jax.jit
-        def loss(params, batch=batch, train=train):
-            own = {**variables, "params": params}
-            draw = model.draw(own, model.encode(own, batch, train), train.keys, "prior", None, train)
-            return -draw.log_p_y.mean(), draw.updates
-
-        found[coin] = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    coins = (None, True, False)
+    found = {coin: loss(variables["params"], None if coin is None else jnp.asarray(coin)) for coin in coins}
     for one, other in zip(jax.tree.leaves(found[None]), jax.tree.leaves(found[True]), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     assert abs(found[True][0][0] - found[False][0][0]) > 1e-3
@@ -178,6 +177,11 @@ def test_the_coin_chooses_in_training():
         assert min(jax.tree.leaves(moved_by)) > 0  # of encoder, decoder and conditions
         norms = jax.tree.map(lambda leaf: float(jnp.abs(leaf).max()), gradient)
         assert all(norm > 0 for norm in jax.tree.leaves({name: norms[name] for name in ("encoder", "decoder")}))
+
+
+def touch(module, features, skips):
+    """A decoder's output."""
+    return module(features, module.of_skips(skips))
 
 
 def of_conv(kernel, inputs, outputs):
@@ -213,9 +217,6 @@ def test_layers_are_the_seeds(network, features, channels):
     shapes = jax.eval_shape(encoder.init, key, frames)
     _, skips = jax.eval_shape(encoder.apply, shapes, frames)
 
-    def touch(module, features, skips):
-        return module(features, module.of_skips(skips))
-
     made = jax.eval_shape(partial(decoder.init, method=touch), key, jnp.zeros((1, features)), skips)
     for found, (count, cancelled) in zip((shapes, made), seed_counts(network, features, channels), strict=True):
         assert sum(leaf.size for leaf in jax.tree.leaves(found["params"])) == count - cancelled
@@ -225,38 +226,47 @@ def test_layers_are_the_seeds(network, features, channels):
     assert drawn.shape == (6, 64, 64, channels)
 
 
-def trained_once(nets, coin=None):
-    """Loss, gradient and the bytes that they take, of one step of training."""
-    model, batch = model_of(nets), batch_of(num_past=1, coin=coin)
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
-    train = Train(keys.per_example(jax.random.key(4), batch.index), jnp.int32(0))
-
-    def loss(params):
-        own = {**variables, "params": params}
-        draw = model.draw(own, model.encode(own, batch, train), train.keys, "recognition", None, train)
-        return -draw.log_p_y.mean(), draw.updates
-
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"]).compile()
-    return *compiled(variables["params"]), compiled.memory_analysis().temp_size_in_bytes
-
-
 def test_activations_computed_again_give_the_same_with_less_memory():
-    freely = jnp.asarray(False)
-    (value, updates), gradient, memory = trained_once(networks(latent=0), freely)
-    (again, of_again), gradient_again, less = trained_once(networks(latent=0, remat=True), freely)
-    for one, other in zip(
-        *map(jax.tree.leaves, ((value, updates, gradient), (again, of_again, gradient_again))), strict=True
-    ):
+    batch, found = batch_of(), {}
+    for remat in (False, True):
+        model = model_of(networks(latent=0, teacher_forcing=False, remat=remat))
+        variables = initialised(model)
+
+        @jax.value_and_grad
+        def loss(params, model=model, variables=variables):
+            own = {**variables, "params": params}
+            return model.draw(own, model.encode(own, batch), keys.unused(batch.index), "prior").log_p_y.mean()
+
+        compiled = jax.jit(loss).lower(variables["params"]).compile()
+        found[remat] = (compiled(variables["params"]), compiled.memory_analysis().temp_size_in_bytes)
+    for one, other in zip(*(jax.tree.leaves(values) for values, _ in found.values()), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    assert less < memory
+    assert found[True][1] < found[False][1]
 
 
-def test_half_precision():
-    """Parameters, gradients, frames and densities stay float32; what they say is that of float32 to two digits."""
-    (value, _), gradient, _ = trained_once(networks())
-    with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation promotes
-        (half, of_half), gradient_of_half, _ = trained_once(networks(precision="bfloat16"))
-    assert {leaf.dtype for leaf in jax.tree.leaves((half, of_half, gradient_of_half))} == {jnp.dtype("float32")}
+@pytest.mark.parametrize("network", NETWORKS)
+def test_half_precision(network):
+    """Parameters, gradients and frames stay float32; what they say is that of float32 to two digits."""
+    frames = batch_of().x["frames"].reshape(-1, SIZE, SIZE, CHANNELS)
+    found = []
+    for dtype in (None, jnp.bfloat16):
+        encoder, decoder = (
+            one(widths(2, SIZE), size, dtype) for one, size in zip(NETWORKS[network], (4, CHANNELS), strict=True)
+        )
+
+        def there_and_back(params, encoder=encoder, decoder=decoder):
+            (features, skips), _ = encoder.apply(params["encoder"], frames, mutable=["batch_stats"])
+            drawn, _ = decoder.apply(params["decoder"], features, skips, method=touch, mutable=["batch_stats"])
+            return ((drawn - frames) ** 2).sum()
+
+        with jax.numpy_dtype_promotion("standard"):  # Flax's batch normalisation promotes
+            of_encoder = jax.jit(encoder.init)(jax.random.key(0), frames)
+            seen = jax.jit(encoder.apply)(of_encoder, frames)
+            of_decoder = jax.jit(partial(decoder.init, method=touch))(jax.random.key(1), *seen)
+            params = {"encoder": of_encoder, "decoder": of_decoder}
+            found.append((jax.jit(jax.value_and_grad(there_and_back))(params), seen[0]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    ((value, gradient), _), ((half, gradient_of_half), _) = found
     assert 0 < abs(half / value - 1) < 0.01
     norm = partial(jax.tree.reduce, lambda total, leaf: total + float((leaf**2).sum()), initializer=0.0)
     apart = jax.tree.map(jnp.subtract, gradient, gradient_of_half)

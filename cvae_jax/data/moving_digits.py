@@ -4,6 +4,7 @@ The arrays hold still digits. Clips are made of them on the device, anew each ti
 twice.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     return made
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))  # op by op it would compile dozens of programs
 def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int) -> tuple[Array, Array]:
     """Clips of moving digits.
 
@@ -68,23 +70,26 @@ def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int)
     room = jnp.array([size - still.shape[2], size - still.shape[3]], jnp.int32)
 
     def of_digit(digit: Array, key: Array) -> tuple[Array, Array]:
-        place_key, speed_key, walk_key = jax.random.split(key, 3)
+        place_key, speed_key, any_key, away_key = jax.random.split(key, 4)
         place = jax.random.randint(place_key, (2,), 0, room + 1)
         velocity = jax.random.randint(speed_key, (2,), -max_speed, max_speed + 1)
+        # Velocities for every frame, should it be one at which the digit turns: along a wall any, and away from it.
+        along = jax.random.randint(any_key, (num_frames, 2), -max_speed, max_speed + 1)
+        away = jax.random.randint(away_key, (num_frames, 2), 1, max_speed + 1)
 
-        def move(state: tuple[Array, Array], key: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        def move(state: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
             place, velocity = state
             low, high = place < 0, place > room
             hit = low | high
-            any_key, away_key = jax.random.split(key)
-            anywhere = jax.random.randint(any_key, (2,), -max_speed, max_speed + 1)
-            away = jax.random.randint(away_key, (2,), 1, max_speed + 1) * jnp.where(low, 1, -1)
-            velocity = jnp.where(hit.any(), jnp.where(hit, away, anywhere), velocity)
+            turned = jnp.where(hit, jnp.where(low, new[1], -new[1]), new[0])
+            velocity = jnp.where(hit.any(), turned, velocity)
             place = jnp.clip(place, 0, room)
-            frame = jax.lax.dynamic_update_slice(jnp.zeros((size, size), jnp.int32), digit, tuple(place))
-            return (place + velocity, velocity), (frame, hit.any())
+            return (place + velocity, velocity), (place, hit.any())
 
-        return jax.lax.scan(move, (place, velocity), jax.random.split(walk_key, num_frames))[1]
+        _, (places, turns) = jax.lax.scan(move, (place, velocity), (along, away))
+        empty = jnp.zeros((size, size), jnp.int32)
+        frames = jax.vmap(lambda place: jax.lax.dynamic_update_slice(empty, digit, tuple(place)))(places)
+        return frames, turns
 
     def of_clip(digits: Array, key: Array) -> tuple[Array, Array]:
         frames, hits = jax.vmap(of_digit)(digits.astype(jnp.int32), jax.random.split(key, len(digits)))

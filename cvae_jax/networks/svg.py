@@ -60,6 +60,8 @@ class Recurrent(nn.Module):
 
     def run(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
         """Many steps: inputs [steps, batch, features] -> the state after them, and outputs [steps, batch, outputs]."""
+        if not len(inputs):  # nothing to compile a loop for
+            return carry, jnp.zeros((*inputs.shape[:2], self.outputs))
         if self.is_initializing():  # a scan cannot create variables
             carry, first = self(carry, jnp.zeros(inputs.shape[1:]))
             return carry, jnp.broadcast_to(first[None], (len(inputs), *first.shape))
