@@ -115,6 +115,7 @@ def main() -> None:
     config = video.get_config()
     config.data.size = arguments.size
     config.cvae.update(width=arguments.width, batch_size=arguments.batch_size)
+    config.cvae.objective.beta = 1.0  # as PyTorch's side has it
     rng = np.random.default_rng(0)
     shape = (BATCHES * arguments.batch_size, config.data.num_frames)
     arrays = {
