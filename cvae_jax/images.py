@@ -46,16 +46,25 @@ def targets(image: Array, kind: str, keys: Array) -> Array:
     return grey
 
 
+def numbers(name: str, values: Any) -> Array:
+    """What a user gave as an array, float32.
+
+    Raises:
+      UserError: for what is none; begins with `name`.
+    """
+    try:
+        return jnp.asarray(values, jnp.float32)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is no array of numbers, but {type(values).__name__}") from None
+
+
 def own(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool = True) -> Array:
     """A user's images, float32 [batch, height, width] in [0, 1], or beyond unless `bounded`, as targets of that kind.
 
     Raises:
       UserError: for what is no such array; begins with `name`.
     """
-    try:
-        found = jnp.asarray(image, jnp.float32)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is no array of numbers, but {type(image).__name__}") from None
+    found = numbers(name, image)
     if found.ndim != 3 or found.shape[1:] != shape:
         raise UserError(f"{name} has shape {found.shape}, expected [batch, {shape[0]}, {shape[1]}]")
     if len(found) == 0:
@@ -77,10 +86,7 @@ def own_frames(name: str, frames: Any, size: int, channels: int) -> Array:
     Raises:
       UserError: for what is no such array; begins with `name`.
     """
-    try:
-        found = jnp.asarray(frames, jnp.float32)
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is no array of numbers, but {type(frames).__name__}") from None
+    found = numbers(name, frames)
     if found.ndim != 5 or found.shape[2:] != (size, size, channels):
         raise UserError(f"{name} has shape {found.shape}, expected [batch, frames, {size}, {size}, {channels}]")
     if not found.size:

@@ -66,8 +66,8 @@ class Beginning(nn.Module):
         return Normalised(self.dtype)(flat.reshape(-1, SMALLEST, SMALLEST, self.channels))
 
 
-class DCGANEncoder(nn.Module):
-    """Convolutions of 4x4 with stride 2: frames [n, size, size, channels] -> [n, features], and every level's skip.
+class Encoder(nn.Module):
+    """Frames [n, size, size, channels] -> [n, features], and the skip of every level.
 
     Attributes:
       widths: channels of each level.
@@ -78,6 +78,28 @@ class DCGANEncoder(nn.Module):
     widths: Sequence[int]
     features: int
     dtype: DTypeLike | None = None
+
+
+class Decoder(nn.Module):
+    """`of_skips`, then features -> frames, in [0, 1]; `skip` holds a layer for the skip of every level.
+
+    Attributes:
+      widths: channels of each level, as the encoder's.
+      channels: of a frame.
+      dtype: in which it computes; None: that of its parameters and features.
+    """
+
+    widths: Sequence[int]
+    channels: int
+    dtype: DTypeLike | None = None
+
+    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
+        """What each level makes of its skip."""
+        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
+
+
+class DCGANEncoder(Encoder):
+    """Convolutions of 4x4 with stride 2."""
 
     @nn.compact
     def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -90,18 +112,8 @@ class DCGANEncoder(nn.Module):
         return Ending(self.features, self.dtype)(frames), tuple(skips)
 
 
-class DCGANDecoder(nn.Module):
-    """Transposed convolutions of 4x4 with stride 2: `of_skips`, then features -> frames, in [0, 1].
-
-    Attributes:
-      widths: channels of each level, as the encoder's.
-      channels: of a frame.
-      dtype: in which it computes; None: that of its parameters and features.
-    """
-
-    widths: Sequence[int]
-    channels: int
-    dtype: DTypeLike | None = None
+class DCGANDecoder(Decoder):
+    """Transposed convolutions of 4x4 with stride 2."""
 
     def setup(self) -> None:
         outputs = (self.channels, *self.widths[:-1])
@@ -109,10 +121,6 @@ class DCGANDecoder(nn.Module):
         self.below = [TransposedConv(each, level == 0, self.dtype) for level, each in enumerate(outputs)]
         self.skip = [TransposedConv(each, False, self.dtype) for each in outputs]
         self.normalised = [Normalised(self.dtype) for _ in self.widths[:-1]]
-
-    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
-        """What each level makes of its skip."""
-        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
 
     def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
         """features [n, features]; of_skips [k, ...], each for n / k frames in a row -> [n, size, size, channels]."""
@@ -137,15 +145,8 @@ class VGGLayers(nn.Module):
         return inputs
 
 
-class VGGEncoder(nn.Module):
-    """Two convolutions at each of the first two levels, three at the others, with maxima of 2x2 after each level.
-
-    Attributes as of DCGANEncoder.
-    """
-
-    widths: Sequence[int]
-    features: int
-    dtype: DTypeLike | None = None
+class VGGEncoder(Encoder):
+    """Two convolutions at each of the first two levels, three at the others, with maxima of 2x2 after each level."""
 
     @nn.compact
     def __call__(self, frames: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -157,12 +158,8 @@ class VGGEncoder(nn.Module):
         return Ending(self.features, self.dtype)(frames), tuple(skips)
 
 
-class VGGDecoder(nn.Module):
-    """The mirror of VGGEncoder, with nearest neighbours for maxima: see DCGANDecoder."""
-
-    widths: Sequence[int]
-    channels: int
-    dtype: DTypeLike | None = None
+class VGGDecoder(Decoder):
+    """The mirror of VGGEncoder, with nearest neighbours for maxima."""
 
     def setup(self) -> None:
         self.beginning = Beginning(self.widths[-1], self.dtype)
@@ -176,12 +173,8 @@ class VGGDecoder(nn.Module):
         ]
         self.frame = Conv(self.channels, (3, 3), dtype=self.dtype)
 
-    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
-        """What each level makes of its skip."""
-        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
-
     def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
-        """See DCGANDecoder."""
+        """As that of DCGANDecoder."""
         frames = self.beginning(features)
         for level in reversed(range(len(self.widths))):
             frames = add(self.below[level](jnp.repeat(jnp.repeat(frames, 2, 1), 2, 2)), of_skips[level])

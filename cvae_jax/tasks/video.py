@@ -73,17 +73,14 @@ def make_task(config: Any) -> Task:
         if future is not None and len(future) != count:
             raise UserError(f"x has {count} videos but y has {len(future)}")
         num_frames = num_past + (config.measure_future if future is None else future.shape[1])
-        try:
-            condition = np.asarray(given.get("condition", np.zeros((count, num_frames, 0))), np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"condition is no array of numbers, but {type(given['condition']).__name__}") from None
-        if not np.isfinite(condition).all():
+        condition = images.numbers("condition", given.get("condition", np.zeros((count, num_frames, 0))))
+        if not bool(jnp.isfinite(condition).all()):
             raise UserError("condition has values that are NaN or infinite")
         if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
             raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
         if condition.shape[1] <= num_past or (future is not None and condition.shape[1] != num_frames):
             raise UserError(f"condition has {condition.shape[1]} rows a video; give one for each frame to the last")
-        known = {"frames": past, "condition": jnp.asarray(condition), "coin": None}
+        known = {"frames": past, "condition": condition, "coin": None}
         return Batch(known, future, None, jnp.arange(count), jnp.ones(count))
 
     forced = config.measure_given == "true_frames"
