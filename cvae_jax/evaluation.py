@@ -45,6 +45,7 @@ def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tu
     Binarised targets depend on (seed, index of the example) alone, so every model is measured on the same y.
     """
     devices = jax.device_count()
+    make = jax.jit(task.batch, static_argnums=4)  # op by op it would be dozens of programs
     for bucket in buckets.of_split(task, arrays):
         count = len(bucket.index)
         size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
@@ -55,7 +56,7 @@ def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tu
             raw = {name: jnp.asarray(array[rows]) for name, array in bucket.arrays.items()}
             index = jnp.asarray(bucket.index[rows])
             targets = keys.per_example(keys.stream(seed, "targets"), index)
-            yield task.batch(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
+            yield make(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
 
 
 def _joined(parts: Sequence[tuple[Any, int]], index: np.ndarray) -> Any:

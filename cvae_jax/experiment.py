@@ -285,7 +285,8 @@ def _shown(task: Task, arrays: dict[str, np.ndarray]) -> Batch:
     index = jnp.arange(min(NUM_SHOWN, data.num_examples(arrays)))
     shown = buckets.together(task, {name: arrays[name][: len(index)] for name in task.raw})
     raw = {name: jnp.asarray(array) for name, array in shown.items()}
-    return task.batch(raw, index, jnp.ones(len(index)), keys.per_example(keys.stream(0, "targets"), index), False)
+    make, targets = jax.jit(task.batch, static_argnums=4), keys.per_example(keys.stream(0, "targets"), index)
+    return make(raw, index, jnp.ones(len(index)), targets, False)
 
 
 def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:

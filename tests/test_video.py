@@ -1,12 +1,10 @@
 """Video prediction: batches, measures and their truth, figures, and a run from the command to its tables."""
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 from functools import partial
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -325,18 +323,11 @@ def test_pictures(tmp_path):
     assert red / green == pytest.approx(3 / 2, rel=0.1)
 
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-def command(*arguments):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The smoke variant's workdir, as a user trains it."""
     workdir = tmp_path_factory.mktemp("video") / "run"
-    result = command("train.py", "--config=configs/video.py:smoke", f"--workdir={workdir}")
+    result = command.run("train.py", "--config=configs/video.py:smoke", f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -348,7 +339,7 @@ def test_from_training_to_tables(run, tmp_path):
     for name in ("training.png", "cvae.gif"):
         assert (run / "figures" / name).stat().st_size > 0
     changes = [f"--change=measure_{change}" for change in ("future=5", "samples=2", "given=predictions")]
-    result = command(
+    result = command.run(
         "eval.py", f"--workdir={run}", f"--output={tmp_path}", "--estimator=is", "--num_samples=5", "--num_examples=20",
         *changes,
     )  # fmt: skip
