@@ -91,7 +91,9 @@ def own_frames(name: str, frames: Any, size: int, channels: int) -> Array:
         raise UserError(f"{name} has shape {found.shape}, expected [batch, frames, {size}, {size}, {channels}]")
     if not found.size:
         raise UserError(f"{name} holds no video")
-    if not bool(((found >= 0) & (found <= 1)).all()):  # nor NaN
+    if not bool(jnp.isfinite(found).all()):
+        raise UserError(f"{name} has values that are NaN or infinite")
+    if not bool(((found >= 0) & (found <= 1)).all()):
         raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
     return found
 

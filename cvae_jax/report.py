@@ -151,7 +151,7 @@ def text(found: Findings, settings: Annealing) -> str:
         ]
     if codes:
         units = max(code["units"] for code in codes)
-        by_chance = math.sqrt(math.log(2 * units / 0.05) / min(counts))  # both samples are of that size
+        by_chance = min(1.0, math.sqrt(math.log(2 * units / 0.05) / min(counts)))  # both samples are of that size
         lines = [["model", "column", "seed", "KL", "active units", "largest mismatch"]]
         for code in codes:
             active = f"{code['active_units']} of {code['units']}"

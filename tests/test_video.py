@@ -248,14 +248,16 @@ def test_own_videos():
         ({"frames": GOOD[:, :1], "condition": ROWS}, None, "x has 1 frames of each video; prediction needs 2"),
         ({"frames": GOOD[..., :1], "condition": ROWS}, None, "(2, 2, 16, 16, 1), expected [batch, frames, 16, 16, 3]"),
         ({"frames": 255 + GOOD, "condition": ROWS}, None, "x has values outside [0, 1]; scale them by 1/255"),
-        ({"frames": GOOD * np.nan, "condition": ROWS}, None, "x has values outside [0, 1]"),
+        ({"frames": GOOD * np.nan, "condition": ROWS}, None, "x has values that are NaN or infinite"),
         ({"frames": "a.png", "condition": ROWS}, None, "x is no array of numbers, but str"),
-        ({"condition": ROWS}, None, "x is no array of numbers, but NoneType"),
-        (GOOD, None, "condition has shape (2, 6, 0), expected [2, frames, 7]"),
+        ({"condition": ROWS}, None, "x holds condition; give it frames and condition"),
+        ({"frames": GOOD, "conditions": ROWS}, None, "x holds frames, conditions; give it frames and condition"),
+        ({}, None, "x holds nothing; give it frames and condition"),
+        (GOOD, None, "x holds frames; give it frames and condition"),
         ({"frames": GOOD, "condition": ROWS[:1]}, None, "condition has shape (1, 6, 7), expected [2, frames, 7]"),
-        ({"frames": GOOD, "condition": ROWS[:, :2]}, None, "condition has 2 rows a video; give one for each frame"),
+        ({"frames": GOOD, "condition": ROWS[:, :2]}, None, "condition has 2 rows a video, of 2 known frames; give one"),
         ({"frames": GOOD, "condition": "rows"}, None, "condition is no array of numbers, but str"),
-        ({"frames": GOOD, "condition": ROWS}, GOOD, "condition has 6 rows a video; give one for each frame"),
+        ({"frames": GOOD, "condition": ROWS}, GOOD, "condition has 6 rows a video, x and y together 4 frames"),
         ({"frames": GOOD, "condition": ROWS}, GOOD[:1], "x has 2 videos but y has 1"),
     ],
 )  # fmt: skip
@@ -278,7 +280,6 @@ def test_own_videos_that_cannot_be(x, y, expected):
         ("cvae.latent", -1, "cvae.latent=-1 must be at least 0"),
         ("data.size", 24, "data.size=24 must be a power of 2, of at least 16"),
         ("data.size", 8, "data.size=8 must be a power of 2, of at least 16"),
-        ("data.num_frames", 5, "data.num_frames=5 are fewer than the 6 of num_past and num_future or measure_future"),
         ("teacher_forcing.first", 1.5, "teacher_forcing.first=1.5 must be between 0 and 1"),
         ("teacher_forcing.last", 0.5, "teacher_forcing.steps=0 leaves no step"),
     ],
@@ -292,6 +293,14 @@ def test_settings_that_cannot_be(key, value, expected):
     section[name] = value
     with pytest.raises(UserError, match=re.escape(expected)):
         make_task(config)
+
+
+def test_videos_too_short_to_train_or_to_measure_on():
+    for key in ("num_future", "measure_future"):
+        task = make_task(of_folders(**{key: 7}))
+        with pytest.raises(UserError, match=f"num_past=2 and {key}=7 take 9 frames, more than data.num_frames=8; set"):
+            task.check(numbered())
+        assert task.observe({"frames": GOOD, "condition": ROWS}).y is None  # a user's own may be longer
 
 
 def test_sizes_of_digits_that_cannot_be():

@@ -84,8 +84,8 @@ def rewrite(name, text):
     return lambda folder: (folder / "test/c/0" / name).write_text(text)
 
 
-def resize(folder):
-    Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(folder / "test/c/0/2.png")
+def resize(folder, height=8, width=10):
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(folder / "test/c/0/2.png")
 
 
 @pytest.mark.parametrize(
@@ -95,18 +95,27 @@ def resize(folder):
         (remove("actions.csv"), {}, "c/0/actions.csv is missing; put it there, or leave its name out"),
         (rewrite("1.png", "no image"), {}, "c/0/1.png is no readable image"),
         (rewrite("1.png", ""), {}, "c/0/1.png is no readable image"),
-        (resize, {}, "c/0/2.png has 8 x 10 pixels, the config expects squares of a multiple of 4"),
-        (rewrite("actions.csv", "1,2\n3,4\n"), {}, "c/0/actions.csv has 2 rows for 3 frames"),
+        (resize, {}, "c/0/2.png is 10 pixels wide and 8 high, 0.png 8 and 8; make the frames of"),
+        (lambda folder: resize(folder, 16, 16), {}, "c/0/2.png is 16 pixels wide and 16 high, 0.png 8 and 8"),
+        (rewrite("actions.csv", "1,2\n3,4\n"), {}, "c/0/actions.csv has 2 rows for 3 frames; add what is missing"),
         (rewrite("actions.csv", "1,2\n3\n5,6\n"), {}, "c/0/actions.csv, row 2: 1 columns where the first row has 2"),
-        (rewrite("actions.csv", "1,2\n3,4\nleft,6\n"), {}, "c/0/actions.csv, row 3: 'left' is no number"),
+        (
+            rewrite("actions.csv", "1,2\n3,4\nleft,6\n"),
+            {},
+            "c/0/actions.csv, row 3: 'left' is no number; rows hold numbers",
+        ),
         (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
         (
             rewrite("actions.csv", "1\n3\n5\n"),
             {},
-            "c/0: actions.csv, positions.csv have 2 columns, the config expects 3",
+            "c/0: columns of actions.csv, positions.csv: 2, the config expects 3; set data.num_columns=2",
         ),
         (lambda folder: None, {"num_frames": 4}, "0/3.png is missing, the config expects 4 frames"),
-        (lambda folder: None, {"size": 3}, "8 x 8 pixels, the config expects squares of a multiple of 3"),
+        (
+            lambda folder: None,
+            {"size": 3},
+            "0.png is 8 pixels wide and 8 high, the config expects squares of a multiple of 3",
+        ),
         (lambda folder: None, {"num_valid": 3}, "data.num_valid=3 must be between 1 and 2"),
         (lambda folder: None, {"dir": "/nowhere"}, "data.dir='/nowhere' is not a folder"),
         (lambda folder: (folder / "test").rename(folder / "tests"), {}, "test holds no video"),

@@ -4,6 +4,8 @@ The folders lie in DIR/train, DIR/validate and DIR/test, at any depth, as those 
 
     train/traj_000/0/0.png ... 29.png, actions.csv, endeffector_positions.csv
 
+Row k of a CSV file, counted from 0 as frames are, is what a model is given when it predicts k.png; row 0 is not read.
+
 Without a folder it is BAIR's robot that pushes things, from TensorFlow Datasets.
 """
 
@@ -122,9 +124,10 @@ def _stack(folders: Sequence[pathlib.Path], split: str, settings: Any) -> dict[s
         tables = [read_table(folder / name, num_frames) for name in settings.conditions]
         condition.append(np.concatenate([np.zeros((num_frames, 0), np.float32), *tables], 1))
         if condition[-1].shape[1] != num_columns:
+            columns = condition[-1].shape[1]
             raise UserError(
-                f"{folder}: {', '.join(settings.conditions)} have {condition[-1].shape[1]} columns, the config expects "
-                f"{num_columns}; every video needs the same, set data.num_columns"
+                f"{folder}: columns of {', '.join(settings.conditions) or 'no conditions'}: {columns}, the config "
+                f"expects {num_columns}; set data.num_columns={columns}, or data.conditions to the files that it counts"
             )
     return {"frames": np.stack(frames), "condition": np.stack(condition)}
 
@@ -133,9 +136,11 @@ def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
     """The frames 0.png to <num_frames - 1>.png, uint8 [num_frames, size, size, 3].
 
     Raises:
-      UserError: for a frame that is missing, cannot be read, or has a size of which `size` is no divisor.
+      UserError: for a frame that is missing, cannot be read, or has another size than the first, or one of which
+        `size` is no divisor.
     """
     frames = np.zeros((num_frames, size, size, 3), np.uint8)
+    first = None
     for number in range(num_frames):
         path = folder / f"{number}.png"
         try:
@@ -147,10 +152,16 @@ def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
             ) from None
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
             raise UserError(f"{path} is no readable image ({error}); write it again") from None
+        first = first or frame.size
+        if frame.size != first:
+            raise UserError(
+                f"{path} is {frame.width} pixels wide and {frame.height} high, 0.png {first[0]} and {first[1]}; make "
+                "the frames of a video of one size"
+            )
         if frame.width != frame.height or frame.width % size:
             raise UserError(
-                f"{path} has {frame.height} x {frame.width} pixels, the config expects squares of a multiple of {size} "
-                "pixels; resize it, or set data.size"
+                f"{path} is {frame.width} pixels wide and {frame.height} high, the config expects squares of a "
+                f"multiple of {size} pixels; resize the frames, or set data.size"
             )
         frames[number] = np.asarray(frame.reduce(frame.width // size))
     return frames
@@ -170,7 +181,7 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no readable CSV file ({error}); write it again") from None
     if len(rows) < num_frames:
-        raise UserError(f"{path} has {len(rows)} rows for {num_frames} frames; it needs a row for each")
+        raise UserError(f"{path} has {len(rows)} rows for {num_frames} frames; add what is missing, a row a frame")
     table = np.zeros((num_frames, len(rows[0])), np.float32)
     for number, row in enumerate(rows[:num_frames]):
         if len(row) != len(rows[0]):
@@ -179,7 +190,9 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
             try:
                 value = float(word)
             except ValueError:
-                raise UserError(f"{path}, row {number + 1}: {word!r} is no number") from None
+                raise UserError(
+                    f"{path}, row {number + 1}: {word!r} is no number; rows are numbers and commas, without a heading"
+                ) from None
             if math.isfinite(value) and abs(value) <= LARGEST:
                 table[number, column] = value
             else:

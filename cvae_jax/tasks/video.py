@@ -56,15 +56,28 @@ def make_task(config: Any) -> Task:
         x = {"frames": frames[:, :num_past], "condition": condition, "coin": None, **measured}
         return Batch(x, frames[:, num_past:], None, index, valid)
 
+    def check(arrays: dict[str, np.ndarray]) -> None:
+        """A user's own videos may be longer than those of data.dir."""
+        for key in () if moving else ("num_future", "measure_future"):
+            frames = config.num_past + config[key]
+            if data.num_frames < frames:
+                raise UserError(
+                    f"num_past={config.num_past} and {key}={config[key]} take {frames} frames, more than "
+                    f"data.num_frames={data.num_frames}; set {key}={max(1, data.num_frames - config.num_past)} or less"
+                )
+
     def observe(x: Any, y: Any = None) -> Batch:
         """Batch of a user's own videos.
 
         Args:
-          x: `frames`, the past [batch, num_past, size, size, channels] in [0, 1], and `condition` of all frames, past
-            and future [batch, frames, columns]; where there are no conditions the frames alone.
+          x: `frames`, the past [batch, num_past or more, size, size, channels] in [0, 1], and `condition` of all
+            frames, past and future [batch, frames, columns]; where there are no conditions the frames alone.
           y: the future frames, or None.
         """
         given = x if isinstance(x, dict) else {"frames": x}
+        wanted = ["frames", "condition"] if columns else ["frames"]
+        if not set(wanted) <= set(given) <= {"frames", "condition"}:
+            raise UserError(f"x holds {', '.join(map(str, given)) or 'nothing'}; give it {' and '.join(wanted)}")
         past = images.own_frames("x", given.get("frames"), size, channels)
         count, num_past = past.shape[:2]
         if num_past < config.num_past:
@@ -78,8 +91,15 @@ def make_task(config: Any) -> Task:
             raise UserError("condition has values that are NaN or infinite")
         if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
             raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
-        if condition.shape[1] <= num_past or (future is not None and condition.shape[1] != num_frames):
-            raise UserError(f"condition has {condition.shape[1]} rows a video; give one for each frame to the last")
+        rows = condition.shape[1]
+        if rows <= num_past:
+            raise UserError(
+                f"condition has {rows} rows a video, of {num_past} known frames; give one for each to come too"
+            )
+        if future is not None and rows != num_frames:
+            raise UserError(
+                f"condition has {rows} rows a video, x and y together {num_frames} frames; give one for each"
+            )
         known = {"frames": past, "condition": condition, "coin": None}
         return Batch(known, future, None, jnp.arange(count), jnp.ones(count))
 
@@ -112,10 +132,10 @@ def make_task(config: Any) -> Task:
             "other_condition": of_rows,
         }
     way = "true frames before each" if forced else "predicted frames before each"
-    speed = f" of up to {data.max_speed} pixels a frame" if moving else ""
+    speed = f", digits of up to {data.max_speed} pixels a frame" if moving else ""
     return Task(
         column=f"{config.num_past} -> {config.measure_future} frames",
-        protocol=f"{size}x{size} frames{speed}, one learned scale, given the {way}",
+        protocol=f"{size}x{size} frames{speed}, Gaussian pixels of one learned scale, given the {way}",
         raw=raw,
         batch=batch,
         observe=observe,
@@ -123,6 +143,7 @@ def make_task(config: Any) -> Task:
         panels=_panels,
         measures=measures.measures(config.measure_samples),
         pictures=functools.partial(figures.pictures, num_samples=config.measure_samples),
+        check=check,
         followed=functools.partial(measures.followed, proposal=objectives.predicts_from(settings.objective)),
     )
 
@@ -191,12 +212,6 @@ def _check(config: Any) -> None:
         for key in ("num_train", "num_columns"):
             if data[key] < 0:
                 raise UserError(f"data.{key}={data[key]} must be at least 0")
-        longest = config.num_past + max(config.num_future, config.measure_future)
-        if data.num_frames < longest:
-            raise UserError(
-                f"data.num_frames={data.num_frames} are fewer than the {longest} of num_past and num_future or "
-                "measure_future; make these smaller"
-            )
     elif not 0 < data.digit_size < data.size:
         raise UserError(f"data.digit_size={data.digit_size} must be between 1 and {data.size - 1}, below data.size")
     elif data.max_speed < 1:

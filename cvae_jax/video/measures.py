@@ -22,9 +22,9 @@ AFTER = 3  # frames after a turn, whose PSNR is measured apart
 BEST = "best {} of {} samples{}"
 MEAN = "mean {} of {} samples{}"
 UNITS = {"PSNR": ", dB", "SSIM": ""}
-AFTER_TURN = f"mean PSNR of the {AFTER} frames after a turn, dB"
+AFTER_TURN = f"mean PSNR up to {AFTER} frames after a digit turns, dB"
 OTHERS = "mean PSNR of the other frames, dB"
-SHUFFLED = "mean PSNR given shuffled conditions, dB"  # those of the video before in the split
+SHUFFLED = "mean PSNR given another video's conditions, dB"  # the one before in the split
 ZERO = "mean PSNR given conditions of zero, dB"
 
 
