@@ -163,7 +163,6 @@ def test_measures_of_samples(monkeypatch):
         np.testing.assert_allclose(found[name], other.mean((0, 2)), rtol=1e-4)
     assert set(found) == {*task.measures.profiles, measures.SHUFFLED, measures.ZERO}
     monkeypatch.setattr(measures, "BYTES_PER_CALL", 2 * 4 * batch.y.size)
-    jax.clear_caches()
     again = measures.of_samples(model, variables, batch, how, key, 3)["PSNR"]
     np.testing.assert_allclose(again, each, rtol=1e-4)
     shown = {}

@@ -102,7 +102,7 @@ def resize(folder, height=8, width=10):
         (
             rewrite("actions.csv", "1,2\n3,4\nleft,6\n"),
             {},
-            "c/0/actions.csv, row 3: 'left' is no number; rows hold numbers",
+            "c/0/actions.csv, row 3: 'left' is no number; rows are numbers",
         ),
         (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
         (
