@@ -239,7 +239,8 @@ class Experiment(NamedTuple):
         proposal = objectives.predicts_from(objective)
         index = jnp.zeros(1, jnp.int32)
         raw = {name: jnp.zeros((1, *one.shape), one.dtype) for name, one in self.task.raw.items()}
-        batch = jax.eval_shape(lambda: self.task.batch(raw, index, jnp.ones(1), keys.unused(index), False))
+        # As in training, which fits the data at hand: of a user's own videos, more may be asked for.
+        batch = jax.eval_shape(lambda: self.task.batch(raw, index, jnp.ones(1), keys.unused(index), True))
         exact = proposal == "prior_mean" or not has_latents(model, variables, batch)
         return How(exact, not exact and objectives.trains_recognition(objective), proposal)
 

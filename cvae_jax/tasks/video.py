@@ -57,14 +57,8 @@ def make_task(config: Any) -> Task:
         return Batch(x, frames[:, num_past:], None, index, valid)
 
     def check(arrays: dict[str, np.ndarray]) -> None:
-        """A user's own videos may be longer than those of data.dir."""
-        for key in () if moving else ("num_future", "measure_future"):
-            frames = config.num_past + config[key]
-            if data.num_frames < frames:
-                raise UserError(
-                    f"num_past={config.num_past} and {key}={config[key]} take {frames} frames, more than "
-                    f"data.num_frames={data.num_frames}; set {key}={max(1, data.num_frames - config.num_past)} or less"
-                )
+        if not moving:  # and not when the task is made: a user's own videos may be longer than these
+            _check_length(config, "measure_future")
 
     def observe(x: Any, y: Any = None) -> Batch:
         """Batch of a user's own videos.
@@ -212,10 +206,21 @@ def _check(config: Any) -> None:
         for key in ("num_train", "num_columns"):
             if data[key] < 0:
                 raise UserError(f"data.{key}={data[key]} must be at least 0")
+        _check_length(config, "num_future")
     elif not 0 < data.digit_size < data.size:
         raise UserError(f"data.digit_size={data.digit_size} must be between 1 and {data.size - 1}, below data.size")
     elif data.max_speed < 1:
         raise UserError(f"data.max_speed={data.max_speed} must be at least 1")
+
+
+def _check_length(config: Any, future: str) -> None:
+    """Raises a UserError where the past and this future are longer than the videos."""
+    frames = config.num_past + config[future]
+    if config.data.num_frames < frames:
+        raise UserError(
+            f"num_past={config.num_past} and {future}={config[future]} take {frames} frames, more than "
+            f"data.num_frames={config.data.num_frames}; lower num_past or {future}"
+        )
 
 
 def _panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
