@@ -27,7 +27,12 @@ def test_check_finite_names_the_first_bad_step():
 
 def collapse_warnings(tmp_path, caplog, **changes):
     with caplog.at_level(logging.WARNING, "cvae_jax"):
-        cvae_jax.train(small_config(**{"cvae.epochs": 8, "cvae.patience": 0, **changes}), str(tmp_path))
+        cvae_jax.train(
+            small_config(
+                **{"baseline.epochs": 1, "cvae.epochs": 8, "cvae.patience": 0, "cvae.checkpoint_every": 8, **changes}
+            ),
+            str(tmp_path),
+        )
     rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
     return [record for record in caplog.messages if "the posterior has collapsed" in record], rows[-1]["valid/kl"]
 
