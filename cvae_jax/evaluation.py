@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -45,7 +44,6 @@ def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tu
     Binarised targets depend on (seed, index of the example) alone, so every model is measured on the same y.
     """
     devices = jax.device_count()
-    make = jax.jit(task.batch, static_argnums=4)  # op by op it would be dozens of programs
     for bucket in buckets.of_split(task, arrays):
         count = len(bucket.index)
         size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
@@ -53,10 +51,8 @@ def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tu
             # The last batch is filled up with its last example, so that every batch of a bucket has one shape.
             rows = np.minimum(np.arange(start, start + size), count - 1)
             valid = min(count - start, size)
-            raw = {name: jnp.asarray(array[rows]) for name, array in bucket.arrays.items()}
-            index = jnp.asarray(bucket.index[rows])
-            targets = keys.per_example(keys.stream(seed, "targets"), index)
-            yield make(raw, index, (jnp.arange(size) < valid).astype(jnp.float32), targets, False), valid
+            raw = {name: array[rows] for name, array in bucket.arrays.items()}
+            yield experiment.measured_batch(task, raw, bucket.index[rows], np.arange(size) < valid, seed), valid
 
 
 def _joined(parts: Sequence[tuple[Any, int]], index: np.ndarray) -> Any:

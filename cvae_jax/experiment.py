@@ -281,13 +281,28 @@ class Experiment(NamedTuple):
 _sample = jax.jit(inference.sample, static_argnums=(0, 4, 5))
 
 
+def measured_batch(task: Task, raw: dict[str, np.ndarray], index: np.ndarray, valid: np.ndarray, seed: int) -> Batch:
+    """A batch that is measured or shown; binarised targets depend on (seed, index of the example) alone.
+
+    Args:
+      task: whose batch.
+      raw: the rows' arrays, as `task.raw` has them.
+      index: of each row in the split.
+      valid: which rows count, bool [batch].
+      seed: of the targets.
+    """
+    rows = {name: jnp.asarray(array) for name, array in raw.items()}
+    positions = jnp.asarray(index, jnp.int32)
+    targets = keys.per_example(keys.stream(seed, "targets"), positions)
+    make = jax.jit(task.batch, static_argnums=4)  # op by op it would be dozens of programs
+    return make(rows, positions, jnp.asarray(valid, jnp.float32), targets, False)
+
+
 def _shown(task: Task, arrays: dict[str, np.ndarray]) -> Batch:
     """The first examples of a split."""
-    index = jnp.arange(min(NUM_SHOWN, data.num_examples(arrays)))
+    index = np.arange(min(NUM_SHOWN, data.num_examples(arrays)))
     shown = buckets.together(task, {name: arrays[name][: len(index)] for name in task.raw})
-    raw = {name: jnp.asarray(array) for name, array in shown.items()}
-    make, targets = jax.jit(task.batch, static_argnums=4), keys.per_example(keys.stream(0, "targets"), index)
-    return make(raw, index, jnp.ones(len(index)), targets, False)
+    return measured_batch(task, shown, index, np.ones(len(index), bool), seed=0)
 
 
 def draw_samples(experiment: Experiment, arrays: dict[str, np.ndarray], path: pathlib.Path, title: str) -> None:

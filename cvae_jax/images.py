@@ -47,15 +47,18 @@ def targets(image: Array, kind: str, keys: Array) -> Array:
 
 
 def numbers(name: str, values: Any) -> Array:
-    """What a user gave as an array, float32.
+    """What a user gave as an array, float32, all of it finite.
 
     Raises:
       UserError: for what is none; begins with `name`.
     """
     try:
-        return jnp.asarray(values, jnp.float32)
+        found = jnp.asarray(values, jnp.float32)
     except (TypeError, ValueError):
         raise UserError(f"{name} is no array of numbers, but {type(values).__name__}") from None
+    if not bool(jnp.isfinite(found).all()):
+        raise UserError(f"{name} has values that are NaN or infinite")
+    return found
 
 
 def own(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool = True) -> Array:
@@ -69,8 +72,6 @@ def own(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool 
         raise UserError(f"{name} has shape {found.shape}, expected [batch, {shape[0]}, {shape[1]}]")
     if len(found) == 0:
         raise UserError(f"{name} holds no image")
-    if not bool(jnp.isfinite(found).all()):
-        raise UserError(f"{name} has values that are NaN or infinite")
     if bounded and not bool(((found >= 0) & (found <= 1)).all()):
         raise UserError(f"{name} has values outside [0, 1]; scale grey values by 1/255")
     if kind == "threshold":
@@ -91,8 +92,6 @@ def own_frames(name: str, frames: Any, size: int, channels: int) -> Array:
         raise UserError(f"{name} has shape {found.shape}, expected [batch, frames, {size}, {size}, {channels}]")
     if not found.size:
         raise UserError(f"{name} holds no video")
-    if not bool(jnp.isfinite(found).all()):
-        raise UserError(f"{name} has values that are NaN or infinite")
     if not bool(((found >= 0) & (found <= 1)).all()):
         raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
     return found

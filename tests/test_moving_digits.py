@@ -18,7 +18,8 @@ def settings(**changes):
 
 def clips(still, seed=0, num_frames=FRAMES):
     keys = jax.random.split(jax.random.key(seed), len(still))
-    return [np.asarray(one) for one in moving_digits.clips(still, keys, num_frames, SIZE, SPEED)]
+    make = jax.jit(moving_digits.clips, static_argnums=(2, 3, 4))
+    return [np.asarray(one) for one in make(still, keys, num_frames, SIZE, SPEED)]
 
 
 def test_digits_of_a_clip():

@@ -4,7 +4,6 @@ The arrays hold still digits. Clips are made of them on the device, anew each ti
 twice.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -49,7 +48,6 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     return made
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))  # op by op it would compile dozens of programs
 def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int) -> tuple[Array, Array]:
     """Clips of moving digits.
 

@@ -123,8 +123,8 @@ def _stack(folders: Sequence[pathlib.Path], split: str, settings: Any) -> dict[s
         frames.append(read_frames(folder, num_frames, settings.size))
         tables = [read_table(folder / name, num_frames) for name in settings.conditions]
         condition.append(np.concatenate([np.zeros((num_frames, 0), np.float32), *tables], 1))
-        if condition[-1].shape[1] != num_columns:
-            columns = condition[-1].shape[1]
+        columns = condition[-1].shape[1]
+        if columns != num_columns:
             raise UserError(
                 f"{folder}: columns of {', '.join(settings.conditions) or 'no conditions'}: {columns}, the config "
                 f"expects {num_columns}; set data.num_columns={columns}, or data.conditions to the files that it counts"

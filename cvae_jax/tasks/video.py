@@ -37,8 +37,7 @@ def make_task(config: Any) -> Task:
         """The first frames; in training from anywhere in the video, and of them the first alone is x."""
         num_past = 1 if train else config.num_past
         num_frames = config.num_past + (config.num_future if train else config.measure_future)
-        # What measures read of x, and networks do not: where a digit turns, and the conditions of another video.
-        measured = {}
+        # `measured` is what measures read of x, and networks do not: where a digit turns, another video's conditions.
         if moving:
             frames, turned = moving_digits.clips(raw["digits"], example_keys, num_frames, size, data.max_speed)
             frames, condition = frames[..., None], jnp.zeros((len(index), num_frames, 0))
@@ -81,8 +80,6 @@ def make_task(config: Any) -> Task:
             raise UserError(f"x has {count} videos but y has {len(future)}")
         num_frames = num_past + (config.measure_future if future is None else future.shape[1])
         condition = images.numbers("condition", given.get("condition", np.zeros((count, num_frames, 0))))
-        if not bool(jnp.isfinite(condition).all()):
-            raise UserError("condition has values that are NaN or infinite")
         if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
             raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
         rows = condition.shape[1]
