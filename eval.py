@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import flags
 
-from cvae_jax import command_line, evaluation, inference, parallel
-from cvae_jax.annealing import Annealing
+from cvae_jax import command_line, evaluation, parallel
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.ais import Annealing
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", None, "Folder of a trained run; repeat the flag to compare runs.", required=True

@@ -11,9 +11,13 @@ import numpy as np
 import timing
 
 from configs import mnist_quadrants
-from cvae_jax import buckets, epochs, inference, keys, parallel, tasks, training
+from cvae_jax import keys, parallel, tasks
+from cvae_jax.data import buckets
 from cvae_jax.distributions import Bernoulli, Normal, sum_per_example
-from cvae_jax.estimators import ESTIMATORS
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import ESTIMATORS
+from cvae_jax.training import epochs
+from cvae_jax.training import loop as training
 
 MATMUL_SIZES = (2048, 3072, 4096)
 DRAWS = inference.DRAWS_PER_CALL

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from timing import seconds
 
-from cvae_jax import tables
+from cvae_jax.evaluation import tables
 from cvae_jax.networks.conv import LAYOUT, conv
 
 STEPS = 2  # of the loop; in one trip XLA finds no loop

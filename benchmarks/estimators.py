@@ -21,9 +21,11 @@ import numpy as np
 from jax import Array
 from linear_gaussian import LinearGaussian
 
-from cvae_jax import annealing, inference, keys, objectives, parallel
-from cvae_jax.estimators import Estimate, unreliable
-from cvae_jax.tables import markdown
+from cvae_jax import keys, objectives, parallel
+from cvae_jax.evaluation.tables import markdown
+from cvae_jax.inference import ais as annealing
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import Estimate, unreliable
 
 parallel.use_every_core()  # before the first number on a device
 KEY = jax.random.key(0)

@@ -23,7 +23,10 @@ import contender_ours
 import jax
 import numpy as np
 
-from cvae_jax import data, estimators, evaluation, experiment, inference, parallel, tables
+from cvae_jax import data, evaluation, experiment, parallel
+from cvae_jax.evaluation import tables
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference import estimators
 
 CHUNKS, DEVICES = (10, 100, 1000), (1, 2, 8)
 

@@ -32,10 +32,10 @@ from steps import BATCHES, TOLERANCE, Trainer, difference, rounds_of, spread
 from timing import num_threads
 
 from configs import rna_boxes
-from cvae_jax import tables
-from cvae_jax.data import rna
 from cvae_jax.errors import UserError
-from cvae_jax.networks.box_cvae import HEADS
+from cvae_jax.evaluation import tables
+from cvae_jax.tasks.rna_boxes import data as rna
+from cvae_jax.tasks.rna_boxes.networks import HEADS
 
 
 def against_pytorch(torch: Any, arguments: argparse.Namespace) -> str:

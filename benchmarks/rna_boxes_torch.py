@@ -13,8 +13,8 @@ from timing import num_threads, seconds
 
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.model import Batch
-from cvae_jax.networks.box_cvae import HEADS
-from cvae_jax.networks.pairs import unfold
+from cvae_jax.tasks.rna_boxes.networks import HEADS
+from cvae_jax.tasks.rna_boxes.pairs import unfold
 
 
 class InTorch:

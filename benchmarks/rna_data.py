@@ -22,10 +22,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from timing import seconds
 
-from cvae_jax import tables
-from cvae_jax.data import rna
-from cvae_jax.rna import boxes, ensemble
-from cvae_jax.rna.sequences import decode
+from cvae_jax.evaluation import tables
+from cvae_jax.tasks.rna_boxes import boxes, ensemble
+from cvae_jax.tasks.rna_boxes import data as rna
+from cvae_jax.tasks.rna_boxes.sequences import decode
 
 
 def make(arguments: argparse.Namespace) -> dict[str, Any]:

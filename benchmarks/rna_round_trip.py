@@ -15,8 +15,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import jax
 import numpy as np
 
-from cvae_jax.rna import boxes, ensemble
-from cvae_jax.rna.sequences import decode
+from cvae_jax.tasks.rna_boxes import boxes, ensemble
+from cvae_jax.tasks.rna_boxes.sequences import decode
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from timing import seconds
 
-from cvae_jax import epochs, keys, parallel, tasks, training
+from cvae_jax import keys, parallel, tasks
 from cvae_jax.model import Batch, PyTree, Train, Variables
+from cvae_jax.training import epochs
+from cvae_jax.training import loop as training
 
 TOLERANCE = 1e-3  # relative, of the loss and of each parameter's gradient
 BATCHES = 4  # that take turns

@@ -35,11 +35,11 @@ from timing import num_threads
 from video_torch import InTorch, converted
 
 from configs import video
-from cvae_jax import tables
 from cvae_jax.distributions import MAX_LOG_SCALE, bounded_normal
 from cvae_jax.errors import UserError
-from cvae_jax.networks.frames import widths
-from cvae_jax.networks.svg import LEVER, VideoNetworks
+from cvae_jax.evaluation import tables
+from cvae_jax.tasks.video.frames import widths
+from cvae_jax.tasks.video.networks import LEVER, VideoNetworks
 
 
 def frame_by_frame(config: Any, ours: Trainer, columns: int) -> Callable[[int], None]:

@@ -10,7 +10,7 @@ from timing import num_threads
 
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.model import Batch
-from cvae_jax.networks.svg import LEVER
+from cvae_jax.tasks.video.networks import LEVER
 
 
 class InTorch:

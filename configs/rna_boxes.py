@@ -1,10 +1,10 @@
 """Secondary structure of RNA as bounding boxes: p(stems, internal loops and hairpins at every pixel | sequence).
 
-python -m cvae_jax.data.rna make --min_len=10 --max_len=60 --num_seq=11000 --num_sample=10 --valid_share=0.05 \
-  --test_share=0.05 --out=FOLDER
+python -m cvae_jax.tasks.rna_boxes.data make --min_len=10 --max_len=60 --num_seq=11000 --num_sample=10 \
+  --valid_share=0.05 --test_share=0.05 --out=FOLDER
 python train.py --config=configs/rna_boxes.py --workdir=runs/rna --config.data.dir=FOLDER
 python eval.py --workdir=runs/rna --num_examples=200
-python -m cvae_jax.rna --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
+python -m cvae_jax.tasks.rna_boxes --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
 
 Without `data.dir` the sequences are made anew at each start. Keys to compare: `--config.cvae.z=global`, `pixel` (with
 `--config.cvae.objective.beta=1`) or `none`, `--config.cvae.prior=learned` or `fixed`. 44 minutes on one busy CPU core;
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "source": "rna",
-            "dir": "",  # of `python -m cvae_jax.data.rna make`; "": sequences are made anew, of these numbers
+            "dir": "",  # of `cvae_jax.tasks.rna_boxes.data make`; "": sequences are made anew, of these numbers
             "num_seq": 10_000,
             "min_len": 10,
             "max_len": 60,

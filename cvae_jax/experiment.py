@@ -16,12 +16,16 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from cvae_jax import buckets, data, figures, inference, keys, metrics, objectives, parallel, tasks, training
-from cvae_jax.annealing import Annealing
-from cvae_jax.checkpoints import Checkpoints, write_atomically
+from cvae_jax import data, figures, keys, objectives, parallel, tasks
+from cvae_jax.data import buckets
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import Estimate
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.ais import Annealing
+from cvae_jax.inference.estimators import Estimate
 from cvae_jax.model import Batch, Columns, How, Model, PyTree, Stage, Task, Variables, has_latents
+from cvae_jax.training import log as metrics
+from cvae_jax.training import loop as training
+from cvae_jax.training.checkpoints import Checkpoints, write_atomically
 
 LOGGER = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from cvae_jax.diagnostics import ACTIVE_KL, LatentCode, active_units
+from cvae_jax.inference.diagnostics import ACTIVE_KL, LatentCode, active_units
 
 GREY = matplotlib.colormaps["gray"].with_extremes(bad="#7799bb")
 DPI = 100

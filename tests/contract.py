@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from jax import Array
 
-from cvae_jax import inference, keys
+from cvae_jax import keys
 from cvae_jax.distributions import sum_per_example
-from cvae_jax.estimators import elbo_score, plain_mean
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import elbo_score, plain_mean
 from cvae_jax.model import Batch, Draw, Model, Variables, has_latents
 
 SIGMAS = 4.5  # of a Monte Carlo error: a right answer misses by so much once in 150,000 comparisons

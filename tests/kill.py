@@ -24,8 +24,9 @@ def fingerprint(workdir: pathlib.Path) -> str:
     import jax
     import numpy as np
 
-    from cvae_jax import experiment, parallel, training
-    from cvae_jax.checkpoints import Checkpoints
+    from cvae_jax import experiment, parallel
+    from cvae_jax.training import loop as training
+    from cvae_jax.training.checkpoints import Checkpoints
 
     digest = hashlib.sha256((workdir / "metrics.jsonl").read_bytes())
     config, task, *_ = experiment.load(str(workdir))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cvae_jax import annealing
-from cvae_jax.annealing import Annealing
 from cvae_jax.distributions import Normal, sum_per_example
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import log_mean_exp
+from cvae_jax.inference import ais as annealing
+from cvae_jax.inference.ais import Annealing
+from cvae_jax.inference.estimators import log_mean_exp
 from cvae_jax.model import Batch, Draw, Model
 
 SIGMAS = 4.5

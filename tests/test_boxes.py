@@ -8,7 +8,7 @@ import pytest
 import RNA
 
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes
+from cvae_jax.tasks.rna_boxes import boxes
 
 STEM, INTERNAL, HAIRPIN = 1, 2, 3
 

@@ -9,8 +9,9 @@ from scipy import special, stats
 from test_by_label import GRID, LOG_WEIGHTS, TRAINED, generate, in_float64, random_variables
 
 from configs import mnist_image
-from cvae_jax import inference, keys, tasks
+from cvae_jax import keys, tasks
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
 from cvae_jax.tasks import by_image
 
 SIGMAS = 4.5

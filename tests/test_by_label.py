@@ -12,10 +12,11 @@ from scipy import special, stats
 
 import cvae_jax
 from configs import mnist_class, mnist_vae
-from cvae_jax import data, evaluation, inference, keys, tasks
+from cvae_jax import data, evaluation, keys, tasks
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import elbo_score
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import elbo_score
 from cvae_jax.model import How
 from cvae_jax.tasks import by_label
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cvae_jax import metrics, parallel
-from cvae_jax.checkpoints import KEEP, Checkpoints, write_atomically
+from cvae_jax import parallel
 from cvae_jax.errors import UserError
+from cvae_jax.training import log as metrics
+from cvae_jax.training.checkpoints import KEEP, Checkpoints, write_atomically
 
 
 class State(NamedTuple):
@@ -96,7 +97,7 @@ def test_a_flipped_bit_in_any_file_is_noticed(folder, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "cvae_jax"):
             assert_restores(folder, 2)
-        (record,) = [record for record in caplog.records if record.name == "cvae_jax.checkpoints"]
+        (record,) = [record for record in caplog.records if record.name == "cvae_jax.training.checkpoints"]
         assert str(folder / "3") in record.getMessage()
         flip(path, middle)  # back
     assert_restores(folder, 3)

@@ -7,8 +7,9 @@ import re
 import pytest
 from command import ROOT, run
 
-from cvae_jax import tasks, training
+from cvae_jax import tasks
 from cvae_jax.errors import UserError
+from cvae_jax.training import loop as training
 
 SMOKE = [  # as a user starts them
     "digits_quadrants.py:1,smoke",
@@ -74,14 +75,15 @@ def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
 
 def test_rna_is_folded(trained):
     workdir = trained["rna_boxes.py:smoke"]
-    result = run("-m", "cvae_jax.rna", f"--workdir={workdir}", "--num_samples=5", "GGGGAAAACCCC", "gcgcaaaagcgt")
+    sequences = ("GGGGAAAACCCC", "gcgcaaaagcgt")
+    result = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={workdir}", "--num_samples=5", *sequences)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert re.fullmatch(r"[.()]{12}  maximum expected accuracy", lines[lines.index("GCGCAAAAGCGU") + 1])
     assert "GGGGAAAACCCC" in lines
-    other = run("-m", "cvae_jax.rna", f"--workdir={trained['digits_quadrants.py:1,smoke']}", "GGGGAAAACCCC")
+    other = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={trained['digits_quadrants.py:1,smoke']}", "GGGGAAAACCCC")
     assert other.returncode == 1 and "is no model of RNA" in other.stderr
-    wrong = run("-m", "cvae_jax.rna", f"--workdir={workdir}", "--num_samples=few", "GGGGAAAACCCC")
+    wrong = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={workdir}", "--num_samples=few", "GGGGAAAACCCC")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
 
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cvae_jax import data, images
-from cvae_jax.data import digits, mnist
+from cvae_jax import data
+from cvae_jax.data import digits, images, mnist
 from cvae_jax.errors import UserError
 
 NAMES = tuple(mnist.CHECKSUMS)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes, ensemble
-from cvae_jax.rna.sequences import decode, encode
+from cvae_jax.tasks.rna_boxes import boxes, ensemble
+from cvae_jax.tasks.rna_boxes.sequences import decode, encode
 
 SEQUENCE = "ACUGACCAGACGCGGUCGGCAUCCUGCGAGCAGUCGCGGCUGGUC"
 

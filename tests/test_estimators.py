@@ -5,9 +5,9 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 
-from cvae_jax import inference
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import (
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import (
     ESTIMATORS,
     Estimate,
     cautions,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import scipy.special
 from test_training import small_config
 
 import cvae_jax
-from cvae_jax import data, evaluation, experiment, inference, keys
-from cvae_jax.annealing import Annealing
+from cvae_jax import data, evaluation, experiment, keys
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.ais import Annealing
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, mon
     arrays = {"image": (images[:25] * 255).round().astype(np.uint8)}
     values = []
     for examples, draws in ((100, 2000), (10, 2000), (7, 50), (25, 1)):
-        monkeypatch.setattr(evaluation, "EXAMPLES_PER_BATCH", examples)
+        monkeypatch.setattr(sys.modules["cvae_jax.evaluation.evaluate"], "EXAMPLES_PER_BATCH", examples)
         monkeypatch.setattr(inference, "DRAWS_PER_CALL", draws)
         found = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 30)], seed=0)
         values.append(found.cells["is", 30].value)
@@ -82,7 +84,7 @@ def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, mon
 
 
 def test_every_batch_is_measured_by_the_same_programs(trained, images, monkeypatch):
-    monkeypatch.setattr(evaluation, "EXAMPLES_PER_BATCH", 4)
+    monkeypatch.setattr(sys.modules["cvae_jax.evaluation.evaluate"], "EXAMPLES_PER_BATCH", 4)
 
     def compiled(count):
         arrays = {"image": (images[:count] * 255).round().astype(np.uint8)}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cvae_jax import figures
-from cvae_jax.diagnostics import LatentCode
+from cvae_jax.inference.diagnostics import LatentCode
 
 
 def _cell(pixels, columns, rows, column, row):

@@ -8,8 +8,8 @@ from test_ensemble import SEQUENCE, drawn
 from test_scores import NONE, as_set
 
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes as layout
-from cvae_jax.rna import folding, scores
+from cvae_jax.tasks.rna_boxes import boxes as layout
+from cvae_jax.tasks.rna_boxes import folding, scores
 
 
 def letters(rng, length):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cvae_jax import images
+from cvae_jax.data import images
 from cvae_jax.errors import UserError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)  # every grey value once

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from test_estimators import FACTORED, SIGMAS, X_, Y_, estimate
 
-from cvae_jax import inference
 from cvae_jax.errors import UserError
-from cvae_jax.estimators import ESTIMATORS, PRIOR_SHARE, log_mean_exp, unreliable
+from cvae_jax.inference import draws as inference
+from cvae_jax.inference.estimators import ESTIMATORS, PRIOR_SHARE, log_mean_exp, unreliable
 
 # The defensive mixture.
 

@@ -10,9 +10,11 @@ import pytest
 from test_training import small_config
 
 import cvae_jax
-from cvae_jax import metrics, monitor, tasks
-from cvae_jax.checkpoints import Checkpoints
+from cvae_jax import tasks
 from cvae_jax.errors import DivergenceError
+from cvae_jax.training import log as metrics
+from cvae_jax.training import monitor
+from cvae_jax.training.checkpoints import Checkpoints
 
 
 def test_check_finite_names_the_first_bad_step():

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cvae_jax.data import moving_digits
 from cvae_jax.errors import UserError
+from cvae_jax.tasks.video import moving_digits
 
 SIZE, SPEED, FRAMES = 12, 3, 40
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cvae_jax.networks import pairs
+from cvae_jax.tasks.rna_boxes import pairs
 
 
 def test_fold_holds_each_pixel_of_the_upper_triangle_once_and_unfold_brings_it_back():

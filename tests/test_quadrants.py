@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from configs import mnist_quadrants
-from cvae_jax import inference, keys, objectives
+from cvae_jax import keys, objectives
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
 from cvae_jax.tasks import quadrants
 
 SIGMAS = 4.5

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from test_tables import cells, estimate, result
 
-from cvae_jax import figures, report
-from cvae_jax.annealing import Annealing
-from cvae_jax.report import Findings, TaskMeasure
+from cvae_jax import figures
+from cvae_jax.evaluation import report
+from cvae_jax.evaluation.report import Findings, TaskMeasure
+from cvae_jax.inference.ais import Annealing
 
 NAME = "entropy of labels, nats"
 LN2 = math.log(2)

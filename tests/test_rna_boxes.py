@@ -1,4 +1,5 @@
 import json
+import sys
 
 import contract
 import jax
@@ -11,15 +12,21 @@ from test_contract import moved
 
 import cvae_jax
 from configs import rna_boxes
-from cvae_jax import annealing, buckets, evaluation, keys, metrics, tasks, training
-from cvae_jax.data import rna, rna_files
+from cvae_jax import evaluation, keys, tasks
+from cvae_jax.data import buckets
 from cvae_jax.distributions import Bernoulli, Categorical, Joint
 from cvae_jax.errors import UserError
+from cvae_jax.inference import ais as annealing
 from cvae_jax.model import Draw, How, Train
-from cvae_jax.networks.pairs import ConvTower, fold, unfold, upper
-from cvae_jax.rna import boxes, folding, measures, prediction
-from cvae_jax.rna.ensemble import ensemble
-from cvae_jax.tasks.rna_boxes import training_weights, weights
+from cvae_jax.tasks.rna_boxes import boxes, folding, prediction
+from cvae_jax.tasks.rna_boxes import data as rna
+from cvae_jax.tasks.rna_boxes import files as rna_files
+from cvae_jax.tasks.rna_boxes import metrics as measures
+from cvae_jax.tasks.rna_boxes.ensemble import ensemble
+from cvae_jax.tasks.rna_boxes.pairs import ConvTower, fold, unfold, upper
+from cvae_jax.tasks.rna_boxes.task import training_weights, weights
+from cvae_jax.training import log as metrics
+from cvae_jax.training import loop as training
 
 SEQUENCES = ["GGGAAAACCC", "GGCGAAAGCAAC", "GAGAAAAUCACU"]
 STRUCTURES = ["(((....)))", "((.(...)))..", ".((....))..."]
@@ -317,7 +324,9 @@ def test_evaluation_gives_examples_back_in_the_order_of_the_split():
     found = [(np.asarray(batch.x["length"]), valid) for batch, valid in evaluation.batches(task, arrays, 0)]
     positions = [np.asarray(batch.index)[:valid] for batch, valid in evaluation.batches(task, arrays, 0)]
     assert len(found) == 2
-    np.testing.assert_array_equal(evaluation._joined(found, np.concatenate(positions)), arrays["length"])
+    np.testing.assert_array_equal(
+        sys.modules["cvae_jax.evaluation.evaluate"]._joined(found, np.concatenate(positions)), arrays["length"]
+    )
 
 
 def test_terms_of_many_structures_are_per_structure():

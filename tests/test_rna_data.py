@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cvae_jax.data import rna, rna_files, rna_tables
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes, ensemble
-from cvae_jax.rna.sequences import decode
+from cvae_jax.tasks.rna_boxes import boxes, ensemble
+from cvae_jax.tasks.rna_boxes import data as rna
+from cvae_jax.tasks.rna_boxes import files as rna_files
+from cvae_jax.tasks.rna_boxes import tables as rna_tables
+from cvae_jax.tasks.rna_boxes.sequences import decode
 
 ROOT = pathlib.Path(__file__).parents[1]
 CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
@@ -270,7 +272,7 @@ def test_command_make(tmp_path):
     """In a process of its own, as users start it."""
     flags = ["--min_len=10", "--max_len", "30", "--num_seq", "40", "--num_sample=4", "--seed=1", "--out", "data"]
     ran = subprocess.run(
-        [sys.executable, "-m", "cvae_jax.data.rna", "make", *flags],
+        [sys.executable, "-m", "cvae_jax.tasks.rna_boxes.data", "make", *flags],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -6,9 +6,9 @@ from PIL import Image
 from test_ensemble import SEQUENCE, drawn
 from test_scores import NONE
 
-from cvae_jax.rna import boxes as layout
-from cvae_jax.rna import ensemble, folding, scores
-from cvae_jax.rna import figures as rna_figures
+from cvae_jax.tasks.rna_boxes import boxes as layout
+from cvae_jax.tasks.rna_boxes import ensemble, folding, scores
+from cvae_jax.tasks.rna_boxes import figures as rna_figures
 
 
 @pytest.fixture

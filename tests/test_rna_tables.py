@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_rna_data import command, settings, structures_of
 
-from cvae_jax.data import rna, rna_tables
 from cvae_jax.errors import UserError
-from cvae_jax.rna import boxes
+from cvae_jax.tasks.rna_boxes import boxes
+from cvae_jax.tasks.rna_boxes import data as rna
+from cvae_jax.tasks.rna_boxes import tables as rna_tables
 
 
 def write_csv(path, rows, columns=("id", "sequence", "structure")):

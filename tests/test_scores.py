@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics
 from test_ensemble import SEQUENCE, drawn
 
-from cvae_jax.rna import ensemble, folding, scores
+from cvae_jax.tasks.rna_boxes import ensemble, folding, scores
 
 NONE = np.zeros((0, 2), np.int64)
 

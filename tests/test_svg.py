@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from contract import check_alone, check_compiled, check_estimators_agree, check_given, check_kl, check_model
 
-from cvae_jax import annealing, keys, parallel
+from cvae_jax import keys, parallel
 from cvae_jax.distributions import Normal
 from cvae_jax.errors import UserError
+from cvae_jax.inference import ais as annealing
 from cvae_jax.model import Batch, Train
 from cvae_jax.networks.cvae import make_model
-from cvae_jax.networks.frames import NETWORKS, widths
-from cvae_jax.networks.svg import VideoNetworks
+from cvae_jax.tasks.video.frames import NETWORKS, widths
+from cvae_jax.tasks.video.networks import VideoNetworks
 
 SIZE, CHANNELS, COLUMNS, PAST, FRAMES = 16, 3, 2, 2, 5
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from cvae_jax import tables
-from cvae_jax.estimators import Estimate
-from cvae_jax.tables import Result
+from cvae_jax.evaluation import tables
+from cvae_jax.evaluation.tables import Result
+from cvae_jax.inference.estimators import Estimate
 
 NAN = np.full(2, np.nan)
 

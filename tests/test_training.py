@@ -17,9 +17,13 @@ import pytest
 
 import cvae_jax
 from configs import digits_quadrants
-from cvae_jax import buckets, data, epochs, experiment, metrics, parallel, tasks, training
-from cvae_jax.checkpoints import Checkpoints
+from cvae_jax import data, experiment, parallel, tasks
+from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
+from cvae_jax.training import epochs
+from cvae_jax.training import log as metrics
+from cvae_jax.training import loop as training
+from cvae_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("optimized")

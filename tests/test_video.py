@@ -14,12 +14,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import cvae_jax
 from configs import video as config_file
-from cvae_jax import evaluation, inference, keys, objectives
-from cvae_jax.data import moving_digits
+from cvae_jax import evaluation, keys, objectives
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
 from cvae_jax.model import Train
 from cvae_jax.tasks import make_task
-from cvae_jax.video import figures, measures
+from cvae_jax.tasks.video import figures, moving_digits
+from cvae_jax.tasks.video import metrics as measures
 
 RNG = np.random.default_rng(0)
 

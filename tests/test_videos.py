@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvae_jax.data import videos
 from cvae_jax.errors import UserError
+from cvae_jax.tasks.video import folders as videos
 
 RNG = np.random.default_rng(0)
 

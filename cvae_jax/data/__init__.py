@@ -4,16 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from cvae_jax.data import digits, mnist, moving_digits, npz, videos
+from cvae_jax.data import digits, mnist, npz
 from cvae_jax.errors import UserError
 from cvae_jax.model import Task
+from cvae_jax.tasks.video import folders as videos
+from cvae_jax.tasks.video import moving_digits
 
 # split -> name -> array whose first axis counts examples
 Splits = dict[str, dict[str, np.ndarray]]
 
 
 def _rna(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    from cvae_jax.data import rna  # a program too, `python -m cvae_jax.data.rna`, which must not be imported before
+    from cvae_jax.tasks.rna_boxes import data as rna
 
     return rna.load(settings)
 

@@ -13,9 +13,11 @@ import numpy as np
 from jax import Array
 from scipy import special
 
-from cvae_jax import images, inference, objectives
+from cvae_jax import objectives
+from cvae_jax.data import images
 from cvae_jax.distributions import Bernoulli, Categorical
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
 from cvae_jax.model import Batch, Draw, How, Measures, Model, Task, Variables
 from cvae_jax.networks.conv import Conv
 from cvae_jax.networks.cvae import make_model, one_unit

@@ -9,9 +9,11 @@ import numpy as np
 from jax import Array
 from scipy import stats
 
-from cvae_jax import images, inference, objectives
+from cvae_jax import objectives
+from cvae_jax.data import images
 from cvae_jax.distributions import Bernoulli
 from cvae_jax.errors import UserError
+from cvae_jax.inference import draws as inference
 from cvae_jax.keys import per_example, per_sample, unused
 from cvae_jax.model import Batch, Columns, How, Measures, Model, Proposal, Task, Variables
 from cvae_jax.networks.cvae import make_model, one_unit, two_units

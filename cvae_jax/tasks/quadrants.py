@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cvae_jax import images, objectives
+from cvae_jax import objectives
+from cvae_jax.data import images
 from cvae_jax.distributions import Bernoulli, Latent, draw_latent, log_likelihood
 from cvae_jax.errors import UserError
-from cvae_jax.inference import predict
+from cvae_jax.inference.draws import predict
 from cvae_jax.model import Batch, Draw, Model, Proposal, Task, Train, Variables
 from cvae_jax.networks.cvae import check_widths, make_model, two_units
 from cvae_jax.networks.mlp import MLP, GaussianMLP

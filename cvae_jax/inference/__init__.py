@@ -1,0 +1,1 @@
+"""Predictions, samples and likelihoods from any model of the contract."""

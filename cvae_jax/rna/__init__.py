@@ -1,1 +1,0 @@
-"""Secondary structures of RNA: as boxes, from boxes, measured and drawn."""

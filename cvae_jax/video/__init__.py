@@ -1,1 +1,0 @@
-"""Video prediction: how good predicted frames are, and their figures."""
