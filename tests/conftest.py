@@ -23,6 +23,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 import optax
+from small_runs import small_config
 
 import cvae_jax
 from cvae_jax import schedules
@@ -80,9 +81,7 @@ def vienna():
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> pathlib.Path:
-    """The workdir of `test_training.small_config()`, trained once; for reading only."""
-    from test_training import small_config
-
+    """The workdir of `small_config()`, trained once; for reading only."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     with jax.numpy_dtype_promotion("standard"):  # optax, see above; this fixture outlives that one
         cvae_jax.train(small_config(), str(folder))

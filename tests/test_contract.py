@@ -3,6 +3,7 @@ import jax
 import linear_gaussian
 import numpy as np
 import pytest
+from contract import moved
 
 from configs import mnist_class, mnist_image, mnist_quadrants, mnist_vae
 from cvae_jax import tasks
@@ -19,12 +20,6 @@ def task_of(number, network):
     config = mnist_quadrants.get_config(f"{number},smoke")
     config.cvae.network = network
     return tasks.make_task(config)
-
-
-def moved(variables):
-    """Away from where networks start, where q may equal p and hide a wrong KL; not far, so that samples reach it."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: 0.7 * leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), variables)
 
 
 @pytest.fixture(scope="module", params=["plain", "residual"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from test_training import small_config
+from small_runs import small_config
 
 import cvae_jax
 from cvae_jax import data, evaluation, experiment, keys

@@ -1,12 +1,10 @@
 """The notebooks run, cell by cell, as their reader would run them."""
 
 import json
-import pathlib
 
 import matplotlib
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
+from command import ROOT
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)

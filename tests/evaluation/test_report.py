@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from test_tables import cells, estimate, result
+from results import cells, estimate, result
 
 from cvae_jax import figures
 from cvae_jax.evaluation import report

@@ -4,24 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from results import cells, estimate, result
 
 from cvae_jax.evaluation import tables
-from cvae_jax.evaluation.tables import Result
 from cvae_jax.inference.estimators import Estimate
 
 NAN = np.full(2, np.nan)
-
-
-def estimate(value, error=0.0, ess=1.0, k_hat=np.nan):
-    return Estimate(np.asarray(value, float), *(np.full(len(value), one) for one in (error, ess, k_hat)))
-
-
-def result(column, model, estimator, num_samples, *estimates):
-    return Result("w", "grey targets", column, model, estimator, num_samples, tuple(range(len(estimates))), estimates)
-
-
-def cells(text):
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
 def test_gains_stand_under_the_columns_of_their_own_baseline():

@@ -1,5 +1,4 @@
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -8,6 +7,8 @@ import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
 import pytest
+from chains import FROM_Q, KEY, log_weights
+from command import ROOT
 from scipy import stats
 
 from cvae_jax.distributions import Normal, sum_per_example
@@ -18,9 +19,8 @@ from cvae_jax.inference.estimators import log_mean_exp
 from cvae_jax.model import Batch, Draw, Model
 
 SIGMAS = 4.5
-FROM_Q, FROM_PRIOR = Annealing("recognition", 50), Annealing("prior", 100)
+FROM_PRIOR = Annealing("prior", 100)
 X_, Y_ = lg.data(6)
-KEY = jax.random.key(0)
 
 
 def rows(batch, numbers):
@@ -275,10 +275,6 @@ def test_simulated_z_and_y_are_drawn_from_the_model():
 # Each chain depends on (key, index of the example, number of the chain) alone.
 
 
-def log_weights(batch, num_chains=16, key=KEY):
-    return annealing.ais(lg.MODEL, lg.variables(1.2, 0.5), batch, num_chains, key, FROM_Q).log_weights
-
-
 @pytest.fixture(scope="module")
 def whole(optimized):
     batch = lg.batch_of(*lg.data(23))
@@ -308,20 +304,19 @@ def test_chains_differ_between_chains_examples_keys_and_directions():
 PROGRAM = """
 import sys
 import jax, numpy as np
-import test_annealing as t
+import chains, linear_gaussian as lg
 assert jax.device_count() == 1
-np.save(sys.argv[1], t.log_weights(t.lg.batch_of(*t.lg.data(23))))
+np.save(sys.argv[1], chains.log_weights(lg.batch_of(*lg.data(23))))
 """
 
 
 def test_chains_do_not_depend_on_the_number_of_devices(whole, tmp_path):
     assert jax.device_count() > 1
-    here = pathlib.Path(__file__).parent
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
-        "PYTHONPATH": f"{here}:{here.parent}",
+        "PYTHONPATH": f"{ROOT / 'tests' / 'support'}:{ROOT}",
     }
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "one.npy")], check=True, env=environment)
     np.testing.assert_array_equal(np.load(tmp_path / "one.npy"), whole[1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
 import pytest
-from test_estimators import FACTORED, SIGMAS, X_, Y_, estimate
+from linear_estimates import FACTORED, SIGMAS, X_, Y_, estimate
 
 from cvae_jax.errors import UserError
 from cvae_jax.inference import draws as inference

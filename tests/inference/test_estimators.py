@@ -4,6 +4,7 @@ import jax
 import linear_gaussian as lg
 import numpy as np
 import pytest
+from linear_estimates import FACTORED, SIGMAS, X_, Y_, estimate
 
 from cvae_jax.errors import UserError
 from cvae_jax.inference import draws as inference
@@ -19,16 +20,6 @@ from cvae_jax.inference.estimators import (
     plain_mean,
     unreliable,
 )
-
-SIGMAS = 4.5
-X_, Y_ = lg.data(6)
-FACTORED = lg.LinearGaussian(x_size=3, z_size=6, y_size=6, factored=True)
-
-
-def estimate(name, num_samples, scale=1.0, shift=0.0, x=X_, y=Y_, of=lg.DEFAULT):
-    return inference.log_prob(
-        of.model, of.variables(scale, shift), of.batch_of(x, y), name, num_samples, jax.random.key(0)
-    )
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 # Most of a short run's time is compiling, and this a fifth of it. Only here: the flag holds for a whole process, and
 # in that of the tests it would reach those of bits and of compilers too.

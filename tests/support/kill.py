@@ -1,6 +1,6 @@
 """Kills a training run again and again, and compares what it leaves with a run that was never interrupted.
 
-python tests/kill.py --config=configs/digits_quadrants.py:1 --kills=20 --config.cvae.checkpoint_every=1
+python tests/support/kill.py --config=configs/digits_quadrants.py:1 --kills=20 --config.cvae.checkpoint_every=1
 
 Kills with SIGKILL after a random time, restarts the same command, and once that many kills have hit, lets it
 finish. Compares the final parameters, optimiser state and metrics.jsonl of both, byte for byte.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def fingerprint(workdir: pathlib.Path) -> str:

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_hand import GRID, LOG_WEIGHTS, TRAINED, generate, in_float64, random_variables
 from scipy import special, stats
-from test_by_label import GRID, LOG_WEIGHTS, TRAINED, generate, in_float64, random_variables
 
 from configs import mnist_image
 from cvae_jax import keys, tasks

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 import kill
 import numpy as np
 import pytest
+from command import ROOT
+from small_runs import small_config
 
 import cvae_jax
-from configs import digits_quadrants
 from cvae_jax import data, experiment, parallel, tasks
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
@@ -25,18 +25,7 @@ from cvae_jax.training import log as metrics
 from cvae_jax.training import loop as training
 from cvae_jax.training.checkpoints import Checkpoints
 
-ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("optimized")
-
-
-def small_config(**changes):
-    config = digits_quadrants.get_config("1,smoke")
-    for stage in (config.baseline, config.cvae):
-        stage.update(hidden=(16,), checkpoint_every=1, figure_every=0)
-    config.cvae.latent = 4
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key: value})
-    return config
 
 
 class Interrupted(BaseException):
@@ -252,7 +241,7 @@ def test_an_annealing_longer_than_the_run_is_refused(tmp_path):
 
 def run_on(devices, statements):
     """Runs Python statements in a process with so many CPU devices."""
-    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{statements}"
+    script = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests' / 'support')!r}]\n{statements}"
     flags = f"--xla_force_host_platform_device_count={devices}"
     result = subprocess.run(
         [sys.executable, "-c", script], env={**os.environ, "XLA_FLAGS": flags}, cwd=ROOT, capture_output=True, text=True
@@ -264,9 +253,9 @@ def test_one_and_eight_devices_follow_the_same_path(tmp_path):
     for devices in (1, 8):
         run_on(
             devices,
-            "import cvae_jax, jax, test_training\n"
+            "import cvae_jax, jax, small_runs\n"
             f"assert jax.device_count() == {devices}\n"
-            "config = test_training.small_config(**{'cvae.patience': 0, 'baseline.patience': 0})\n"
+            "config = small_runs.small_config(**{'cvae.patience': 0, 'baseline.patience': 0})\n"
             f"cvae_jax.train(config, {str(tmp_path / str(devices))!r})",
         )
     ones, eights = metrics.read(tmp_path / "1"), metrics.read(tmp_path / "8")

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from test_training import small_config
+from small_runs import small_config
 
 import cvae_jax
 from cvae_jax import tasks

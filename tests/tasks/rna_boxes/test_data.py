@@ -1,27 +1,20 @@
 import itertools
 import os
-import pathlib
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from command import ROOT
+from rna_sets import command, settings, structures_of
 
 from cvae_jax.errors import UserError
 from cvae_jax.tasks.rna_boxes import boxes, ensemble
 from cvae_jax.tasks.rna_boxes import data as rna
 from cvae_jax.tasks.rna_boxes import files as rna_files
 from cvae_jax.tasks.rna_boxes import tables as rna_tables
-from cvae_jax.tasks.rna_boxes.sequences import decode
 
-ROOT = pathlib.Path(__file__).parents[1]
 CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
-
-
-def settings(folder="", **changes):
-    numbers = {"max_length": 20, "num_sample": 3, "num_seq": 12, "min_len": 8, "max_len": 20, "seed": 0}
-    return SimpleNamespace(source="rna", dir=str(folder), **numbers | changes)
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +28,6 @@ def equal(one, other):
         and all(np.array_equal(one[split][name], other[split][name]) for name in one[split])
         for split in one
     )
-
-
-def structures_of(arrays, n):
-    """Sequence n and its structures in dot-bracket notation."""
-    length = arrays["length"][n]
-    found = arrays["boxes"][n, : arrays["count"][n]]
-    return decode(arrays["sequence"][n, :length]), [boxes.dot_bracket(boxes.pairs_of(one), length) for one in found]
 
 
 def test_without_viennarna(monkeypatch):
@@ -258,14 +244,6 @@ def test_arrays_of_any_width(tmp_path, splits):
     found = rna.load(settings(tmp_path, max_length=30, num_sample=4))
     assert equal(found, {"train": splits["train"]})
     assert [array.dtype for array in found["train"].values()] == [np.int8, np.int32, np.int16, np.int32]
-
-
-def command(*arguments):
-    """The exit of a command that fails."""
-    with pytest.raises(SystemExit) as caught:
-        rna.main([*map(str, arguments)])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_command_make(tmp_path):

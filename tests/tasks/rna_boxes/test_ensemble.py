@@ -4,18 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from structures import SEQUENCE, drawn
 
 from cvae_jax.errors import UserError
 from cvae_jax.tasks.rna_boxes import boxes, ensemble
 from cvae_jax.tasks.rna_boxes.sequences import decode, encode
-
-SEQUENCE = "ACUGACCAGACGCGGUCGGCAUCCUGCGAGCAGUCGCGGCUGGUC"
-
-
-def drawn(count, seed=0, sequence=SEQUENCE):
-    """Structures of the thermodynamic ensemble."""
-    pytest.importorskip("RNA", reason="needs ViennaRNA")
-    return [boxes.parse(structure)[0] for structure in ensemble.sample(sequence, count, seed)]
 
 
 def test_letters():

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from test_ensemble import SEQUENCE, drawn
-from test_scores import NONE
+from structures import NONE, SEQUENCE, drawn
 
 from cvae_jax.tasks.rna_boxes import boxes as layout
 from cvae_jax.tasks.rna_boxes import ensemble, folding, scores

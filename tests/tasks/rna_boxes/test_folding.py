@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_ensemble import SEQUENCE, drawn
-from test_scores import NONE, as_set
+from structures import NONE, SEQUENCE, as_set, drawn
 
 from cvae_jax.errors import UserError
 from cvae_jax.tasks.rna_boxes import boxes as layout

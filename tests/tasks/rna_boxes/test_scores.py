@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 from sklearn import metrics
-from test_ensemble import SEQUENCE, drawn
+from structures import NONE, SEQUENCE, as_set, drawn
 
 from cvae_jax.tasks.rna_boxes import ensemble, folding, scores
-
-NONE = np.zeros((0, 2), np.int64)
-
-
-def as_set(pairs):
-    return set(map(tuple, np.asarray(pairs).tolist()))
 
 
 def random_pairs(rng, length, count):

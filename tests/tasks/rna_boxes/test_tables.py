@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from test_rna_data import command, settings, structures_of
+from rna_sets import command, settings, structures_of
 
 from cvae_jax.errors import UserError
 from cvae_jax.tasks.rna_boxes import boxes

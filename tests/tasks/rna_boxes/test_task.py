@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import kill
 import numpy as np
 import pytest
+from contract import moved
 from scipy import special
-from test_contract import moved
 
 import cvae_jax
 from configs import rna_boxes
