@@ -1,11 +1,14 @@
 # make demo: trains the models on the embedded digits, prints the table and draws the figures
-# make test: linters, type checker and tests
-# Both set up $(VENV) first. Another interpreter: make PYTHON=python3.12 VENV=.venv312 test
+# make test: linters, type checker and the tests that are not slow, in two minutes
+# make test-all: linters, type checker and every test
+# make test-slow: the slow tests alone
+# All set up $(VENV) first. Another interpreter: make PYTHON=python3.12 VENV=.venv312 test
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test
+.PHONY: demo lint test test-all test-slow
 
 demo: $(VENV)/installed
 	for quadrants in 1 2 3; do \
@@ -15,11 +18,19 @@ demo: $(VENV)/installed
 	  --estimator=elbo,mc,is --num_samples=1000 --output=runs/demo
 	@echo "figures: runs/demo/samples_demo_1.png (samples), runs/demo_1/figures/ (training curves, animation)"
 
-test: $(VENV)/installed
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,7 @@
 """Two CPU devices, strict promotion of dtypes and ranks, and where real data lie."""
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import tempfile
@@ -32,20 +34,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files that take long, the longest first: begun last, one would run on while the other worker has nothing to do.
 LONG = (
-    "test_training",
-    "test_command_line",
-    "test_rna_boxes",
-    "test_experiment",
-    "test_video",
-    "test_annealing",
-    "test_svg",
+    "training/test_loop.py",
+    "test_command_line.py",
+    "tasks/rna_boxes/test_task.py",
+    "tasks/video/test_task.py",
+    "test_experiment.py",
+    "tasks/video/test_networks.py",
+    "inference/test_ais.py",
 )
+TESTS = pathlib.Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take minutes first: begun last, one would run on while the other worker has nothing to do."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    def position(item):
+        file = item.path.relative_to(TESTS).as_posix()
+        return LONG.index(file) if file in LONG else len(LONG)
+
+    items.sort(key=position)
 
 
 @pytest.fixture(autouse=True)
@@ -79,21 +86,34 @@ def vienna():
     return pytest.importorskip("RNA", reason="needs ViennaRNA")
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> pathlib.Path:
-    """The workdir of `small_config()`, trained once; for reading only."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    with jax.numpy_dtype_promotion("standard"):  # optax, see above; this fixture outlives that one
-        cvae_jax.train(small_config(), str(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    """Programs as users run them, to the module's end. JAX would hand out what it has compiled, however that was."""
+@contextlib.contextmanager
+def as_users_run_it():
+    """Programs are optimised. JAX would hand out what it has compiled, however that was."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """`as_users_run_it`, to the module's end."""
+    with as_users_run_it():
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of `small_config()`, trained once by whichever of pytest-xdist's workers asks first; to be read."""
+    ours = tmp_path_factory.getbasetemp()
+    folder = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "small_run"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            # Its bits are compared, whichever test asks first. This fixture outlives the one that lets Optax promote.
+            with as_users_run_it(), jax.numpy_dtype_promotion("standard"):
+                cvae_jax.train(small_config(), f"{folder}.new")
+            os.rename(f"{folder}.new", folder)
+    return folder

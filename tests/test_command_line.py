@@ -64,6 +64,7 @@ def test_every_variant_can_be_trained(name):
             assert source(config.data) in OFFLINE or not ("smoke" in option + smoke or "digits" in name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SMOKE)
 def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
     workdir = trained[config]
@@ -73,6 +74,7 @@ def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
     assert list((workdir / "checkpoints" / "cvae").glob("*.sha256.json"))
 
 
+@pytest.mark.slow
 def test_rna_is_folded(trained):
     workdir = trained["rna_boxes.py:smoke"]
     sequences = ("GGGGAAAACCCC", "gcgcaaaagcgt")
@@ -87,6 +89,7 @@ def test_rna_is_folded(trained):
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_eval_prints_and_writes_the_table(trained, tmp_path):
     first, second, *_ = trained.values()
     result = run(
@@ -109,6 +112,7 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == figures
 
 
+@pytest.mark.slow
 def test_eval_anneals(trained, tmp_path):
     result = run(
         "eval.py", f"--workdir={next(iter(trained.values()))}", f"--output={tmp_path}", "--num_examples=3",
@@ -119,6 +123,7 @@ def test_eval_anneals(trained, tmp_path):
     assert [row["num_samples"] for row in json.loads((tmp_path / "results.json").read_text())["likelihoods"]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_training_again_says_so_and_changes_nothing(trained):
     workdir = next(iter(trained.values()))
     before = {path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
@@ -130,6 +135,7 @@ def test_training_again_says_so_and_changes_nothing(trained):
 TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -155,6 +161,7 @@ def test_bad_flags_of_train_are_one_line(arguments, expected, tmp_path):
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_bad_flags_of_eval_are_one_line(trained, tmp_path):
     workdir = next(iter(trained.values()))
     for arguments, expected in [

@@ -32,6 +32,7 @@ def quadrants(request):
     return (baseline, frozen), (cvae, {**variables, "frozen": {"baseline": frozen}}), batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_quadrants_baseline(quadrants, number):
     (model, variables), _, batches = quadrants
@@ -39,6 +40,7 @@ def test_quadrants_baseline(quadrants, number):
     contract.check_model(model, variables, batches[number])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_quadrants_cvae(quadrants, number):
     _, (model, variables), batches = quadrants
@@ -71,6 +73,7 @@ def single(module, variant, changes, x, y):
     return model, moved(jax.jit(model.init)(jax.random.key(0), batch)), batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINGLE)
 def test_tasks_of_one_stage(name):
     contract.check_model(*single(*SINGLE[name]))

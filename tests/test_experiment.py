@@ -17,6 +17,8 @@ from cvae_jax.errors import UserError
 from cvae_jax.inference import draws as inference
 from cvae_jax.inference.ais import Annealing
 
+pytestmark = pytest.mark.slow  # all of them train, or read a trained run
+
 
 @pytest.fixture
 def workdir(small_run):

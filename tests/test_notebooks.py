@@ -7,6 +7,7 @@ import pytest
 from command import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -230,6 +230,7 @@ def test_doubly_reparameterised_gradients_have_no_variance_at_the_posterior():
             np.testing.assert_allclose(found[parameter], 0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_of_two_layers_of_latents_are_unbiased():
     # Each layer's q and p depend on the layer above, so a distribution whose numbers are stopped would lose a path.
     config = mnist_quadrants.get_config("1,strong,smoke")

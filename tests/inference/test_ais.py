@@ -143,6 +143,7 @@ def one_block(monkeypatch):
 # Weights, against closed forms.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "scale", "shift"),
     [(FROM_Q, 0.5, 0.0), (FROM_Q, 0.7, 0.0), (FROM_Q, 2.0, 0.0), (FROM_Q, 1.2, 1.0), (FROM_PRIOR, 1.0, 0.0)],
@@ -194,6 +195,7 @@ def test_temperatures():
         assert (np.diff(ladder) > 0).all()
 
 
+@pytest.mark.slow
 def test_factors(one_block):
     found = annealing.bdmc(FACTORED, {}, batch_of(RNG.normal(size=(60, 3)), None), 16, KEY, FROM_PRIOR)
     truth = factored_log_p_y(np.asarray(found.batch.x, np.float64), np.asarray(found.batch.y, np.float64))
@@ -210,6 +212,7 @@ def test_factors(one_block):
     assert (other.log_weights[..., 2] != found.forward.log_weights[..., 2]).all()
 
 
+@pytest.mark.slow
 def test_z_of_two_layers(one_block):
     x = RNG.normal(size=(60, 4))
     z1 = RNG.normal(size=(60, 2))
@@ -251,6 +254,7 @@ def test_bdmc(request, settings):
     assert np.abs(found.reverse.acceptance.mean() - annealing.TARGET_ACCEPTANCE) < 0.06
 
 
+@pytest.mark.slow
 def test_few_steps_show_a_weight_at_the_wrong_temperature(one_block):
     batch = lg.batch_of(lg.data(600)[0], None)
     found = annealing.bdmc(lg.MODEL, lg.variables(1.4, 0.7), batch, 16, KEY, Annealing("recognition", 4))
@@ -281,18 +285,21 @@ def whole(optimized):
     return batch, log_weights(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [[4], [22, 3, 11], range(22, -1, -1), [7] * 12])
 def test_chains_do_not_depend_on_the_batch(whole, numbers):
     batch, wanted = whole
     np.testing.assert_array_equal(log_weights(rows(batch, list(numbers))), wanted[:, list(numbers)])
 
 
+@pytest.mark.slow
 def test_fewer_chains_are_the_first_of_more(whole):
     batch, wanted = whole
     np.testing.assert_array_equal(log_weights(batch, 3), wanted[:3])
     np.testing.assert_array_equal(log_weights(batch, 20)[:16], wanted)
 
 
+@pytest.mark.slow
 def test_chains_differ_between_chains_examples_keys_and_directions():
     twins = lg.batch_of(*repeated(X_[:1], Y_[:1], 2))
     found = [log_weights(twins, 20, key) for key in (KEY, jax.random.key(1))]
@@ -310,6 +317,7 @@ np.save(sys.argv[1], chains.log_weights(lg.batch_of(*lg.data(23))))
 """
 
 
+@pytest.mark.slow
 def test_chains_do_not_depend_on_the_number_of_devices(whole, tmp_path):
     assert jax.device_count() > 1
     environment = {

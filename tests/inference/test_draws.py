@@ -75,6 +75,7 @@ def scores(of, name, batch=None, num_samples=40, draws_per_call=2000, seed=0):
     )
 
 
+@pytest.mark.slow
 @CASES
 @pytest.mark.parametrize("draws_per_call", [1, 100])
 def test_scores_do_not_depend_on_draws_per_call(of, name, draws_per_call):

@@ -276,6 +276,7 @@ def test_elbo(scale, shift):
     assert cautions(found, 10_000) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_reported_errors_cover_the_truth(name):
     found, truth = replicates(name, 1000, 1.2, 0.3)

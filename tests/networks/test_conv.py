@@ -49,6 +49,7 @@ def pull_back(function, x, kernel, weights):
     return value, pull(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "kernel", "strides", "padding"),
     [

@@ -293,6 +293,7 @@ def test_pictures_of_the_vae():
         np.testing.assert_allclose(images, means(variables, nothing, z, "tanh"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_training_to_a_measured_accuracy(tmp_path, capsys):
     config = mnist_class.get_config("smoke")
     config.cvae.update(epochs=2, hidden=(16,), figure_every=0, log_every=20, steps_per_call=30)

@@ -70,6 +70,7 @@ def test_the_newest_is_restored_bit_for_bit(saved):
     assert_restores(saved, 3)
 
 
+@pytest.mark.slow
 def test_the_newest_is_that_of_the_highest_number(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (9, 10):  # "10" < "9" as text
@@ -139,6 +140,7 @@ def test_all_damaged(folder):
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_saving_again_replaces_what_was_damaged_or_cut_short(folder):
     (folder / "3.sha256.json").unlink()  # cut short
     flip(folder / "2.sha256.json", 20)
@@ -152,6 +154,7 @@ def test_saving_again_replaces_what_was_damaged_or_cut_short(folder):
     assert_restores(folder, 2)
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_of_a_save_is_removed(folder):
     leftover = folder / "4.orbax-checkpoint-tmp-0"
     leftover.mkdir()
@@ -162,6 +165,7 @@ def test_what_a_kill_left_of_a_save_is_removed(folder):
     assert_restores(folder, 4)
 
 
+@pytest.mark.slow
 def test_state_may_change_once_save_returns(tmp_path):
     state = state_of(1)
     checkpoints = Checkpoints(tmp_path)

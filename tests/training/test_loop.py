@@ -32,6 +32,7 @@ class Interrupted(BaseException):
     """Stands for whatever ends a process."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path, monkeypatch):
     config = small_config(num_seeds=2)
     cvae_jax.train(config, str(tmp_path / "whole"))
@@ -53,11 +54,13 @@ def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path,
     assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigkill_leaves_the_same_bytes(tmp_path):
     quiet = ["--config.baseline.figure_every=0", "--config.cvae.figure_every=0"]
     kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=5, folder=tmp_path, overrides=quiet)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(small_run, tmp_path, caplog):
     shutil.copytree(small_run, tmp_path / "hurt")
     checkpoints = Checkpoints(tmp_path / "hurt" / "checkpoints" / "cvae")
@@ -74,6 +77,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_run_ends_the_same(small_run, tm
     assert kill.fingerprint(tmp_path / "hurt") == kill.fingerprint(small_run)
 
 
+@pytest.mark.slow
 def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
     config = small_config(**{"cvae.optimizer.learning_rate": 1e30, "cvae.optimizer.schedule": "constant"})
     with pytest.raises(
@@ -86,6 +90,7 @@ def test_divergence_names_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps()
 
 
+@pytest.mark.slow
 def test_early_stopping_hands_on_the_best_weights(tmp_path):
     config = small_config(**{"baseline.epochs": 60, "baseline.patience": 2, "baseline.optimizer.learning_rate": 0.03})
     config.baseline.optimizer.schedule = "constant"
@@ -175,6 +180,7 @@ EARLY = {
 }  # so that the seeds stop at different epochs
 
 
+@pytest.mark.slow
 def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
     cvae_jax.train(small_config(seed=3, num_seeds=2, **EARLY), str(tmp_path / "all"))
     rows = metrics.read(tmp_path / "all")
@@ -190,6 +196,7 @@ def test_mapped_seeds_are_the_single_runs_bit_for_bit(tmp_path):
     assert len(lengths) > 1, "all stopped at the same epoch"
 
 
+@pytest.mark.slow
 def test_vmapped_seeds_follow_the_mapped_ones(tmp_path):
     for how in ("map", "vmap"):
         short = {"baseline.epochs": 2, "cvae.epochs": 2}
@@ -201,6 +208,7 @@ def test_vmapped_seeds_follow_the_mapped_ones(tmp_path):
                 assert math.isclose(value, other[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
 
 
+@pytest.mark.slow
 def test_seeds_are_independent_and_found_by_their_number(tmp_path):
     cvae_jax.train(small_config(seed=7, num_seeds=2, **{"baseline.epochs": 1, "cvae.epochs": 1}), str(tmp_path))
     first, second = experiment.load_seeds(str(tmp_path))
@@ -217,6 +225,7 @@ def test_seeds_are_independent_and_found_by_their_number(tmp_path):
         cvae_jax.load(str(tmp_path), seed=0)
 
 
+@pytest.mark.slow
 def test_beta_is_annealed_and_neither_validation_nor_patience_is(tmp_path):
     config = small_config(**{"baseline.epochs": 1, "cvae.epochs": 9, "cvae.patience": 1, "cvae.averaging": 0.0})
     config.cvae.objective.update(annealing="linear", annealing_steps=240, beta=0.5)
@@ -249,6 +258,7 @@ def run_on(devices, statements):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_follow_the_same_path(tmp_path):
     for devices in (1, 8):
         run_on(
@@ -266,6 +276,7 @@ def test_one_and_eight_devices_follow_the_same_path(tmp_path):
                 assert math.isclose(value, eight[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
     values = []
     for devices in (1, 8):
@@ -312,6 +323,7 @@ def test_values_that_cannot_be_are_refused_before_anything_is_written(key, value
     assert not (tmp_path / "workdir").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
     config = small_config(**{"baseline.optimizer.learning_rate": 1e30})
     with pytest.raises(DivergenceError):
@@ -320,6 +332,7 @@ def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
     assert len(metrics.read(tmp_path)) == 8
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(tmp_path):
     arrays = data.load(small_config().data, tasks.make_task(small_config()))
     for folder, shift in (("a", 0), ("b", 1)):
@@ -342,6 +355,7 @@ def test_a_workdir_has_one_owner(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run")
     for name, spoil, message in (
@@ -363,6 +377,7 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
         cvae_jax.load(str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused_and_unharmed(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
     before = kill.fingerprint(tmp_path)
@@ -379,6 +394,7 @@ def test_an_unwritable_workdir_is_one_line(tmp_path):
         cvae_jax.train(small_config(), str(tmp_path / "file" / "workdir"))
 
 
+@pytest.mark.slow
 def test_metrics_hold_every_term_and_no_clock(small_run):
     row = json.loads((small_run / metrics.FILE).read_text().splitlines()[-1])
     terms = {"loss", "log_p_y", "kl"}

@@ -39,6 +39,7 @@ def collapse_warnings(tmp_path, caplog, **changes):
     return [record for record in caplog.messages if "the posterior has collapsed" in record], rows[-1]["valid/kl"]
 
 
+@pytest.mark.slow
 def test_a_collapsed_posterior_is_told(tmp_path, caplog):
     found, kl = collapse_warnings(tmp_path, caplog, **{"cvae.objective.beta": 100.0})
     assert kl < monitor.COLLAPSED_KL

@@ -14,6 +14,7 @@ from cvae_jax.tasks.rna_boxes import data as rna
 from cvae_jax.tasks.rna_boxes import files as rna_files
 from cvae_jax.tasks.rna_boxes import tables as rna_tables
 
+PROGRAM = r"python -m cvae_jax\.tasks\.rna_boxes\.data"
 CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
 
 
@@ -170,7 +171,7 @@ def test_a_save_that_fails_leaves_no_split(tmp_path, splits, monkeypatch):
 
 
 def test_folders_without_data(tmp_path):
-    with pytest.raises(UserError, match=r"is no folder with train\.npz; python -m cvae_jax\.data\.rna make"):
+    with pytest.raises(UserError, match=rf"is no folder with train\.npz; {PROGRAM} make"):
         rna.load(settings(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"is no folder with train\.npz"):
         rna.load(settings(tmp_path))
@@ -184,7 +185,7 @@ def test_pickles_are_refused(tmp_path, name):
         (rna.load, settings(tmp_path)),
         (rna_tables.read_archive, tmp_path / name),
     ):
-        with pytest.raises(UserError, match=rf"{name} is a pickle, .* python -m cvae_jax\.data\.rna convert "):
+        with pytest.raises(UserError, match=rf"{name} is a pickle, .* {PROGRAM} convert "):
             function(path)
 
 
@@ -246,6 +247,7 @@ def test_arrays_of_any_width(tmp_path, splits):
     assert [array.dtype for array in found["train"].values()] == [np.int8, np.int32, np.int16, np.int32]
 
 
+@pytest.mark.slow
 def test_command_make(tmp_path):
     """In a process of its own, as users start it."""
     flags = ["--min_len=10", "--max_len", "30", "--num_seq", "40", "--num_sample=4", "--seed=1", "--out", "data"]

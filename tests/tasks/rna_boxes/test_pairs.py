@@ -35,6 +35,7 @@ def test_run_sums_against_loops():
             np.testing.assert_allclose(found[b, i, j], total, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pairs.TOWERS)
 def test_towers_do_not_see_padding(name):
     """The same features in a longer bucket and beside a longer sequence, when evaluated."""

@@ -62,11 +62,13 @@ def gentle(variables):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_contract(name):
     contract.check_model(*model_of(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS])
 def test_log_likelihood_against_numpy(name):
     """Every pixel i < j counts once, and where and how large boxes are only inside of them."""
@@ -89,6 +91,7 @@ def test_log_likelihood_against_numpy(name):
         np.testing.assert_allclose(drawn.log_p_y[row].sum(), total, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS])
 def test_a_longer_bucket_changes_nothing(name):
     """Padding counts nowhere: not in log p(y|x,z), not in the densities of z, not in the KL."""
@@ -105,6 +108,7 @@ def test_a_longer_bucket_changes_nothing(name):
         np.testing.assert_allclose(of(short), of(long), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_structures_of_one_sequence_are_factors():
     """Each structure of a batch has the densities that it has by itself, and the batch counts them all."""
     task = tasks.make_task(small("global, learned", structures=3))
@@ -132,6 +136,7 @@ def test_structures_of_one_sequence_are_factors():
             assert any((seen == one).all() for one in own[row, : int(raw["count"][row])])
 
 
+@pytest.mark.slow
 def test_batch_statistics_follow_training_and_stay_in_validation():
     _, variables, batch = model_of("pixel, learned")
     before = variables["batch_stats"]
@@ -155,6 +160,7 @@ def test_batch_statistics_follow_training_and_stay_in_validation():
     assert not jax.tree.leaves(updates)
 
 
+@pytest.mark.slow
 def test_training_weights_against_numpy():
     found = jnp.asarray(boxes.boxes_of(boxes.parse("((((....))))" + 28 * ".")[0]))[None, None]
     y = boxes.targets(found, 40)
@@ -188,6 +194,7 @@ def certain(found, side):
     return Draw((), None, jnp.zeros(1), jnp.zeros(1), (), Joint(heads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "structure",
     [
@@ -220,6 +227,7 @@ def test_boxes_and_pairs_of_a_certain_model_are_the_truth(structure):
     np.testing.assert_array_equal(folding.assemble(*merged, len(structure)), pairs)
 
 
+@pytest.mark.slow
 def test_measures_of_a_model_and_of_baselines():
     model, variables, batch = model_of("global, learned")
     of = measures.measures(num_samples=6)
@@ -329,6 +337,7 @@ def test_evaluation_gives_examples_back_in_the_order_of_the_split():
     )
 
 
+@pytest.mark.slow
 def test_terms_of_many_structures_are_per_structure():
     """And the weight of the KL is none of them: it is not divided."""
     config = small("global, learned", structures=3)
@@ -347,6 +356,7 @@ def test_terms_of_many_structures_are_per_structure():
     np.testing.assert_allclose(found[0]["kl"], found[1]["kl"], rtol=1e-5)  # analytic: it is the same of equal y
 
 
+@pytest.mark.slow
 def test_simulated_structures_say_nothing_where_nothing_counts():
     model, variables, batch = model_of("global, learned")
     simulated, _ = annealing.simulate(model, variables, batch, jax.random.key(0))
@@ -356,6 +366,7 @@ def test_simulated_structures_say_nothing_where_nothing_counts():
     assert np.asarray(simulated.y["on"]).any() and np.asarray(simulated.y["location"]).any()
 
 
+@pytest.mark.slow
 def test_a_run_over_buckets_is_resumed_bit_for_bit_and_measured(tmp_path, monkeypatch):
     config = small("none")
     config.cvae.network = "conv"  # with batch statistics

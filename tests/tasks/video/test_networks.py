@@ -63,12 +63,14 @@ KINDS = {
 SMALL = {"size": 8, "examples": 2, "num_frames": 4}  # of the checks that take thousands of samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract(kind):
     model = model_of(networks(teacher_forcing=False, size=8, **KINDS[kind]))
     check_model(model, initialised(model, size=8), batch_of(**SMALL))
 
 
+@pytest.mark.slow
 def test_contract_given_true_frames():
     """All but that a draw is the same without y, since here it is given the true frames."""
     model = model_of(networks(size=8, prior="fixed", last_frame_skip=True))
@@ -77,6 +79,7 @@ def test_contract_given_true_frames():
         check(model, variables, batch)
 
 
+@pytest.mark.slow
 def test_simulation_is_refused_given_true_frames():
     model = model_of(networks())
     with pytest.raises(UserError, match="given the true ones before it"):
@@ -112,6 +115,7 @@ def frame_by_frame(nets, forced, variables, batch, z):
     return tuple(jnp.stack(each, 1) for each in (means, posterior, prior))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [True, False])
 @pytest.mark.parametrize(
     ("network", "last_frame_skip", "num_past"), [("dcgan", False, 1), ("dcgan", True, 2), ("vgg", False, 2)]
@@ -138,6 +142,7 @@ def test_all_frames_at_once_is_a_frame_at_a_time(forced, network, last_frame_ski
         np.testing.assert_allclose(at_mean.z[-1], prior[:, num_past - 1 :], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_true_frames_tell_and_predictions_do_not():
     """What is given true frames changes with them; what runs freely is the same whatever they are."""
     batch = batch_of()
@@ -152,6 +157,7 @@ def test_true_frames_tell_and_predictions_do_not():
         assert (np.abs(one[:, 1:] - two[:, 1:]).max() > 1e-3) == forced
 
 
+@pytest.mark.slow
 def test_the_coin_chooses_in_training():
     """Of the same variables, batch and keys: as without a coin where it says so, and otherwise freely."""
     model = model_of(networks(latent=0))
@@ -227,6 +233,7 @@ def test_layers_are_the_seeds(network, features, channels):
     assert drawn.shape == (6, 64, 64, channels)
 
 
+@pytest.mark.slow
 def test_activations_computed_again_give_the_same_with_less_memory():
     batch, found = batch_of(), {}
     for remat in (False, True):
@@ -245,6 +252,7 @@ def test_activations_computed_again_give_the_same_with_less_memory():
     assert found[True][1] < found[False][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_half_precision(network):
     """Parameters, gradients and frames stay float32; what they say is that of float32 to two digits."""
@@ -274,6 +282,7 @@ def test_half_precision(network):
     assert norm(apart) < 0.15**2 * norm(gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forced", [True, False])
 def test_each_device_keeps_its_part_of_the_batch(forced):
     """Encoding and drawing take no frames from other devices: there is no operation between them."""

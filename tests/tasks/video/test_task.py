@@ -91,6 +91,7 @@ def test_a_batch_of_videos():
     assert starts == {0, 1, 2, 3}  # of 8 frames, 5 in training
 
 
+@pytest.mark.slow
 def test_a_batch_of_moving_digits():
     raw = still(50)
     task = make_task(smoke())
@@ -136,6 +137,7 @@ def test_frames_after_turns():
     assert not found[1].any()
 
 
+@pytest.mark.slow
 def test_measures_of_samples(monkeypatch):
     """Against samples measured by NumPy, whether all are held at once or two of the three."""
     config = of_folders()
@@ -195,6 +197,7 @@ def test_copying_the_last_frame():
     )
 
 
+@pytest.mark.slow
 def test_teacher_forcing_in_training():
     """A coin for each batch, as often heads as its share says, decides whether true frames are given."""
     models, raw = {}, still(4)
@@ -295,6 +298,7 @@ def test_settings_that_cannot_be(key, value, expected):
         make_task(config)
 
 
+@pytest.mark.slow
 def test_videos_too_short_to_train_or_to_measure_on():
     expected = "num_past=2 and {}=7 take 9 frames, more than data.num_frames=8; lower num_past or {}"
     with pytest.raises(UserError, match=expected.format("num_future", "num_future")):
@@ -349,6 +353,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_from_training_to_tables(run, tmp_path):
     """Measured farther than it was trained, with other samples, and given its own predictions."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -377,6 +382,7 @@ def test_from_training_to_tables(run, tmp_path):
         assert film.n_frames == 7
 
 
+@pytest.mark.slow
 def test_how_a_run_is_measured_can_be_changed(run):
     assert cvae_jax.load(str(run)).task.protocol.endswith("given the true frames before each")
     longer = cvae_jax.load(str(run), changes=["measure_future=9"])
@@ -390,6 +396,7 @@ def test_how_a_run_is_measured_can_be_changed(run):
             cvae_jax.load(str(run), changes=[change])
 
 
+@pytest.mark.slow
 def test_simulated_videos_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="given the true ones before it"):
         evaluation.evaluate([str(run)], ["bdmc"], [2], num_examples=2, output=str(tmp_path), num_chains=2)
