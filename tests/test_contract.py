@@ -79,6 +79,7 @@ def test_tasks_of_one_stage(name):
     contract.check_model(*single(*SINGLE[name]))
 
 
+@pytest.mark.slow
 def test_residual_networks_given_a_label():
     contract.check_without_y(
         *single(mnist_class, "smoke", {"network": "residual", "activation": "gelu", **LEARNED}, LABELS, IMAGES)

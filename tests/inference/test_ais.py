@@ -232,6 +232,7 @@ def test_trajectories_that_run_away_are_rejected(one_block):
 # Bidirectional Monte Carlo.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [FROM_Q, FROM_PRIOR])
 def test_bdmc(request, settings):
     if settings is FROM_PRIOR:

@@ -92,6 +92,7 @@ def test_scores_do_not_depend_on_the_batch(of, name):
     np.testing.assert_allclose(scores(of, name, some), scores(of, name)[:, [4, 0]], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @CASES
 @pytest.mark.parametrize("draws_per_call", [18, 2000])
 def test_fewer_samples_are_the_first_of_more(of, name, draws_per_call):

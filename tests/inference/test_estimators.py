@@ -240,6 +240,7 @@ def test_importance_sampling_from_a_wide_proposal(scale, shift):
     assert not unreliable(found, 10_000).error.any()
 
 
+@pytest.mark.slow
 def test_narrow_proposals_are_flagged():
     # The tail of the weights has shape 1 - scale²: of infinite variance below √½ = 0.707.
     flags = {scale: unreliable(replicates("is", 5000, scale, repeats=100)[0], 5000) for scale in (0.5, 0.7, 1.2, 2.0)}
@@ -285,6 +286,7 @@ def test_reported_errors_cover_the_truth(name):
     assert abs((z**2).mean() - 1) < SIGMAS * np.sqrt(2 / 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_samples", [1, 3, 20])
 @pytest.mark.parametrize("name", ["mc", "is", "defensive"])
 def test_the_mean_weight_is_unbiased_however_few_the_samples(name, num_samples):
@@ -310,6 +312,7 @@ def test_the_jackknife_removes_the_bias(num_samples):
     assert mended.std() < plain.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["elbo", "is", "defensive"])
 def test_factors_against_the_truth(name):
     found, truth = replicates(name, 400, 1.3, 0.2, of=FACTORED)
