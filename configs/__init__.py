@@ -1,1 +1,1 @@
-"""Experiments, one a file; `common` holds what they share."""
+"""Experiments, one a file; `cvae_jax.config` holds what they share. Installed as `cvae_jax.configs`."""

@@ -14,23 +14,21 @@ scikit-learn.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from cvae_jax.errors import UserError
+from cvae_jax.config import experiment, mnist, on_digits, parse_options, stage
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment for a variant such as "" or "superres"."""
-    options = common.parse_options(variant, ["denoise", "superres", "smoke"], "configs/mnist_image.py:denoise")
-    if {"denoise", "superres"} <= options:
-        raise UserError("variants denoise and superres exclude each other; choose one")
-    config = common.experiment("mnist_image", "by_image")
+    known, exclusive = ["denoise", "superres", "smoke"], ["denoise", "superres"]
+    options = parse_options(variant, known, "configs/mnist_image.py:denoise", exclusive)
+    config = experiment("mnist_image", "from_image")
     config.output = "label"  # the variants have "denoise" and "superres", and other keys with it
     config.num_classes = 10
     config.measure_samples = 1000  # draws of z, for the distribution of an example's label
     config.targets = "grey"  # images: or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
     config.image_shape = (28, 28)
-    config.data = common.mnist()
-    config.cvae = common.stage(
+    config.data = mnist()
+    config.cvae = stage(
         channels=16,  # of the convolutional layer
         hidden=(200,),
         latent=2,
@@ -51,6 +49,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if "denoise" in options:
         config.noise = 0.5  # standard deviation, of images in [0, 1]
     if "smoke" in options:
-        common.on_digits(config)
+        on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, hidden=(64,))
     return config

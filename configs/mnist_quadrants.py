@@ -10,23 +10,21 @@ Variants: `:1,strong` has residual networks with two layers of z and the 5-sampl
 
 from ml_collections import ConfigDict
 
-from configs import common
-from cvae_jax.errors import UserError
+from cvae_jax.config import experiment, mnist, on_digits, parse_variant, stage
 
 
 def get_config(variant: str = "1") -> ConfigDict:
     """The experiment for a variant such as "1" or "2,smoke"."""
-    quadrants, options = common.parse_variant(variant, ["strong", "smoke"], "configs/mnist_quadrants.py:1,strong")
-    config = common.experiment("mnist_quadrants", "quadrants")
-    if quadrants not in ("1", "2", "3"):
-        raise UserError(f"variant {quadrants!r}: the number of observed quadrants is 1, 2 or 3")
+    example = "configs/mnist_quadrants.py:1,strong"  # the first number is that of observed quadrants
+    quadrants, options = parse_variant(variant, ["1", "2", "3"], ["strong", "smoke"], example)
+    config = experiment("mnist_quadrants", "quadrants")
     config.quadrants = int(quadrants)
     config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
     config.image_shape = (28, 28)
-    config.data = common.mnist()
+    config.data = mnist()
     cosine = {"schedule": "cosine", "learning_rate": 1e-3}
-    config.baseline = common.stage(hidden=(500, 500), epochs=20, patience=3, averaging=0.999, optimizer=cosine)
-    config.cvae = common.stage(
+    config.baseline = stage(hidden=(500, 500), epochs=20, patience=3, averaging=0.999, optimizer=cosine)
+    config.cvae = stage(
         network="plain",
         hidden=(500, 500),
         latent=200,
@@ -42,7 +40,7 @@ def get_config(variant: str = "1") -> ConfigDict:
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0, weight_decay=0.1)
     if "smoke" in options:
-        common.on_digits(config)
+        on_digits(config)
         config.baseline.update(epochs=3, hidden=(32, 32))
         config.cvae.update(epochs=4, hidden=(32,), latent=8, figure_every=2)
         config.cvae.optimizer.warmup_steps = 0

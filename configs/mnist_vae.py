@@ -5,23 +5,23 @@
 
 200 epochs take ten minutes of one CPU core and leave -log p(image) at 89.1 nats (5,000 samples).
 Variants, joined by commas: `:iwae` maximises their bound of 50 samples (an hour and a half of one core, 88.6 nats);
-`:paper` is their whole schedule, 3,280 epochs of batches of 20; `:2d` has a z of two units, whose manifold eval.py
+`:paper` is their whole schedule, 3,280 epochs of batches of 20; `:2d` has a z of two dimensions, whose manifold eval.py
 draws; `:smoke` is the same in seconds, on the digits inside scikit-learn.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cvae_jax.config import experiment, mnist, on_digits, parse_options, stage
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment for a variant such as "" or "iwae,paper"."""
-    options = common.parse_options(variant, ["iwae", "paper", "2d", "smoke"], "configs/mnist_vae.py:iwae,paper")
-    config = common.experiment("mnist_vae", "by_label")
+    options = parse_options(variant, ["iwae", "paper", "2d", "smoke"], "configs/mnist_vae.py:iwae,paper")
+    config = experiment("mnist_vae", "from_label")
     config.targets = "dynamic"  # Bernoulli, drawn anew each time; or "grey", "threshold" (at 0.5)
     config.image_shape = (28, 28)
-    config.data = common.mnist()
-    config.cvae = common.stage(
+    config.data = mnist()
+    config.cvae = stage(
         hidden=(200, 200),
         latent=50,
         activation="tanh",  # or "relu", "gelu"
@@ -44,6 +44,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cvae.update(epochs=3280, batch_size=20, averaging=0.0, figure_every=200, checkpoint_every=20)
         config.cvae.optimizer.update(schedule="stages", learning_rate=1e-3, epsilon=1e-4)
     if "smoke" in options:
-        common.on_digits(config)
+        on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2)
     return config

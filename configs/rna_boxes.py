@@ -1,10 +1,10 @@
 """Secondary structure of RNA as bounding boxes: p(stems, internal loops and hairpins at every pixel | sequence).
 
-python -m cvae_jax.tasks.rna_boxes.data make --min_len=10 --max_len=60 --num_seq=11000 --num_sample=10 \
+python -m cvae_jax rna_boxes make --min_len=10 --max_len=60 --num_seq=11000 --num_sample=10 \
   --valid_share=0.05 --test_share=0.05 --out=FOLDER
 python train.py --config=configs/rna_boxes.py --workdir=runs/rna --config.data.dir=FOLDER
 python eval.py --workdir=runs/rna --num_examples=200
-python -m cvae_jax.tasks.rna_boxes --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
+python -m cvae_jax rna_boxes fold --workdir=runs/rna GGGGAAAACCCCUUUGGGGAAACCCC
 
 Without `data.dir` the sequences are made anew at each start. Keys to compare: `--config.cvae.z=global`, `pixel` (with
 `--config.cvae.objective.beta=1`) or `none`, `--config.cvae.prior=learned` or `fixed`. 44 minutes on one busy CPU core;
@@ -16,16 +16,14 @@ the experiment in seconds.
 
 from ml_collections import ConfigDict
 
-from configs import common
-from cvae_jax.errors import UserError
+from cvae_jax.config import experiment, parse_options, stage
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment for a variant such as "" or "run_1"."""
-    options = common.parse_options(variant, ["debug", "run_1", "run_2", "smoke"], "configs/rna_boxes.py:debug")
-    if len(options & {"debug", "run_1", "run_2"}) > 1:
-        raise UserError("variants debug, run_1 and run_2 exclude each other; choose one")
-    config = common.experiment("rna_boxes", "rna_boxes")
+    """Returns the experiment for a variant such as "" or "run_1"."""
+    runs = ["debug", "run_1", "run_2"]
+    options = parse_options(variant, [*runs, "smoke"], "configs/rna_boxes.py:debug", exclusive=runs)
+    config = experiment("rna_boxes", "rna_boxes")
     config.structures = 2  # of each sequence in a training step, drawn anew from those it has
     config.measure_samples = 100  # draws of z, for the structures of an example
     config.mask = 1.0  # weight in training of pixels that are not near a box; log p has 1
@@ -35,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict(
         {
             "source": "rna",
-            "dir": "",  # of `cvae_jax.tasks.rna_boxes.data make`; "": sequences are made anew, of these numbers
+            "dir": "",  # of `python -m cvae_jax rna_boxes make`; "": sequences are made anew, of these numbers
             "num_seq": 10_000,
             "min_len": 10,
             "max_len": 60,
@@ -44,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "max_length": 100,  # of any sequence, those of other data too that the model is measured on
         }
     )
-    config.cvae = common.stage(
+    config.cvae = stage(
         network="axial",  # or "conv", the seed's
         filters=(32,) * 3,  # channels, layer by layer
         width=3,  # of the kernels

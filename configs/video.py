@@ -4,13 +4,14 @@
     python eval.py --workdir=runs/video [--change=measure_future=28 --change=measure_samples=100]
 
 FOLDER holds train/, test/ and perhaps validate/, with a folder of 0.png, 1.png, ..., actions.csv and
-endeffector_positions.csv for each video: see data/videos.py. Without it, BAIR's robot from TensorFlow Datasets, of
-which `--config.data.num_train=5000` takes the first videos (all are 16 GB at 64x64, which stay in memory).
+endeffector_positions.csv for each video: see cvae_jax/tasks/video/folders.py. If it is not given, videos are those of
+BAIR's robot from TensorFlow Datasets; `--config.data.num_train=5000` takes the first of them (all are 16 GB at 64x64,
+which stay in memory).
 
 Keys to compare: `--config.cvae.prior=fixed` is SVG-FP, `--config.cvae.latent=0` a deterministic network,
 `--config.cvae.last_frame_skip=True` takes skips from the frame before each, `--config.cvae.network=vgg` has the larger
-frame networks. `--config.cvae.objective.annealing=cyclical` (or monotonic) anneals the KL's weight over
-`annealing_steps` (and `annealing_cycles`). `--config.teacher_forcing.last=0.0`, `begin` and `steps` have training run
+frame networks. `--config.cvae.objective.beta_schedule=cyclical` (or monotonic) anneals the KL's weight over
+`beta_steps` (and `beta_cycles`). `--config.teacher_forcing.last=0.0`, `begin` and `steps` have training run
 freely more and more, `--config.teacher_forcing.first=0.0` with last from the start on. (`--config.seeds_by=vmap` would
 compute both ways each step.)
 
@@ -21,14 +22,14 @@ scikit-learn.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from cvae_jax.config import experiment, parse_options, stage
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The experiment for a variant such as "" or "digits,paper"."""
-    options = common.parse_options(variant, ["digits", "paper", "smoke"], "configs/video.py:digits")
+    """Returns the experiment for a variant such as "" or "digits,paper"."""
+    options = parse_options(variant, ["digits", "paper", "smoke"], "configs/video.py:digits")
     digits, paper = bool(options & {"digits", "smoke"}), "paper" in options
-    config = common.experiment("video_digits" if digits else "video", "video")
+    config = experiment("video_digits" if digits else "video", "video")
     config.num_past = 5 if digits else 2
     config.num_future = 10  # frames to predict
     config.measure_future = 10  # the same when validating and measuring; more for a longer horizon
@@ -46,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "source": "videos", "dir": "", "num_frames": 30, "size": 32, "num_train": 0, "num_valid": 10,
             "conditions": ("actions.csv", "endeffector_positions.csv"), "num_columns": 7,
         }  # fmt: skip
-    config.cvae = common.stage(
+    config.cvae = stage(
         network="dcgan",  # of frames; or "vgg"
         width=16,  # channels of its first level, twice as many at half the size
         features=64,  # of an encoded frame

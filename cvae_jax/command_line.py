@@ -37,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the other commands, python -m cvae_jax...: wrong flags end in one line too."""
+    """Parses the flags of a task's own commands; wrong ones end in one line too."""
 
     def error(self, message: str) -> NoReturn:
         """Says what is wrong with a flag, and exits."""
@@ -62,12 +62,12 @@ def _explain(error: Exception, argv: list[str]) -> str:
     if ours:
         return ours[-1]
     if isinstance(error, OSError):
-        given = [one.split("=", 1)[1] for one in argv if one.startswith("--config=")]
+        given = [argument.split("=", 1)[1] for argument in argv if argument.startswith("--config=")]
         return f"config file {', '.join(given)} cannot be read; look into configs/ for those there are"
     if isinstance(error, AttributeError | KeyError):
         hint = re.search(r'Did you mean "(\w+)"', text)
         mend = f"did you mean {hint[1]!r}?" if hint else "the config file lists them all"
-        for flag in (one.split("=")[0] for one in argv if one.startswith("--config.")):
+        for flag in (argument.split("=")[0] for argument in argv if argument.startswith("--config.")):
             if any(part in text for part in flag.split(".")[1:]):
                 return f"{flag} is not a key of this config; {mend}"
     missing = re.search(r"Flag (--\w+) must have a value", text)

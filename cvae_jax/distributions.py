@@ -85,8 +85,8 @@ class Categorical(NamedTuple):
 
     def log_prob(self, value: Array) -> Array:
         """Log probability of the classes `value`, int32 [batch, ...], nats."""
-        of_all = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(of_all, value[..., None], -1)[..., 0]
+        log_probabilities = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_probabilities, value[..., None], -1)[..., 0]
 
 
 MAX_LOG_SCALE = 7.0  # standard deviations within [e^-7, e^7], so no KL can overflow float32
@@ -98,7 +98,7 @@ def bounded_normal(mean: Array, log_scale: Array) -> Normal:
 
 
 def standard_normal(shape: tuple[int, ...]) -> Normal:
-    """N(0, I) of that shape, [..., batch, units]."""
+    """Returns N(0, I) of that shape, [..., batch, latent]."""
     return Normal(jnp.zeros(shape), jnp.ones(shape))
 
 
@@ -115,7 +115,8 @@ class Joint(NamedTuple):
     def sample(self, keys: Array) -> dict[str, Array]:
         """One sample of every head for every example. `keys` is [batch]."""
         apart = jax.vmap(lambda key: jax.random.split(key, len(self.heads)), out_axes=1)(keys)
-        return {name: head.sample(own) for (name, head), own in zip(sorted(self.heads.items()), apart, strict=True)}
+        named = zip(sorted(self.heads.items()), apart, strict=True)
+        return {name: head.sample(head_keys) for (name, head), head_keys in named}
 
     def log_prob(self, value: dict[str, Array]) -> dict[str, Array]:
         """Log probability of every element of every head, nats."""
@@ -128,9 +129,13 @@ def sum_per_example(elements: Array, num_factors: int = 0) -> Array:
 
 
 def log_likelihood(p_y: Any, y: Any, weight: Any, num_factors: int = 0) -> Array | None:
-    """log p(y|x,z) [batch, *factors], its elements weighted (None: all count); None without y.
+    """Returns log p(y|x,z) [batch, *factors], its elements weighted; None without y.
 
-    Of a `Joint`, y and weight are dicts of its heads', whose log probabilities are added.
+    Args:
+      p_y: the likelihood; the log probabilities of a `Joint`'s heads are added.
+      y: values, a dict for a `Joint`; None: not known.
+      weight: like y, broadcastable; None: all elements count.
+      num_factors: axes behind the batch's that are kept.
     """
     if y is None:
         return None
@@ -141,7 +146,7 @@ def log_likelihood(p_y: Any, y: Any, weight: Any, num_factors: int = 0) -> Array
 
 
 class Latent(NamedTuple):
-    """A stochastic unit's value [batch, *factors, units], its densities [batch, *factors], KL(q || p) as its value."""
+    """A latent layer's z and its KL(q || p), [batch, *factors, ...], with its densities [batch, *factors], nats."""
 
     z: Array
     log_p_z: Array
@@ -156,24 +161,27 @@ def draw_latent(
     proposal: Proposal,
     z: Array | None = None,
     num_factors: int = 0,
+    live: Array | None = None,
 ) -> Latent:
-    """Draws, or takes, the z of one stochastic unit and scores it under prior and posterior.
+    """Draws, or takes, the z of one latent layer and scores it under prior and posterior.
 
     Args:
-      prior: p(z|x), [batch, *factors, units].
+      prior: p(z|x), [batch, *factors, ...].
       posterior: q(z|x,y), or None where y is not known.
       keys: random keys [batch]; unused where nothing is drawn.
       proposal: where z comes from.
-      z: [batch, *factors, units], when the proposal is "given" or "given_by_prior".
-      num_factors: how many axes of independent factors there are; a unit has one of its own z for each.
+      z: [batch, *factors, ...], when the proposal is "given" or "given_by_prior".
+      num_factors: how many axes of independent factors there are; each factor has a z of its own.
+      live: 1 for factors that have a z, and 0 for padding, whose z is 0 with certainty; floats that broadcast against
+        [batch, *factors]. None: all are.
 
     Raises:
-      ValueError: for "recognition" without a posterior, "given" without z, or an unknown proposal.
+      ValueError: for a proposal of the recognition network without a posterior, "given" without z, or an unknown one.
     """
-    if proposal == "recognition":
+    if proposal in ("recognition", "recognition_mean"):
         if posterior is None:
             raise ValueError("a draw from the recognition network needs y, and a model that has such a network")
-        z = posterior.sample(keys)
+        z = posterior.sample(keys) if proposal == "recognition" else posterior.mean
     elif proposal == "prior":
         z = prior.sample(keys)
     elif proposal == "prior_mean":
@@ -186,5 +194,10 @@ def draw_latent(
         z = prior.mean + prior.scale * jax.lax.stop_gradient((z - prior.mean) / prior.scale)
     log_p_z = sum_per_example(prior.log_prob(z), num_factors)
     if posterior is None:
-        return Latent(z, log_p_z, jnp.full_like(log_p_z, jnp.nan), jnp.full_like(z, jnp.nan))
-    return Latent(z, log_p_z, sum_per_example(posterior.log_prob(z), num_factors), posterior.kl(prior))
+        layer = Latent(z, log_p_z, jnp.full_like(log_p_z, jnp.nan), jnp.full_like(z, jnp.nan))
+    else:
+        layer = Latent(z, log_p_z, sum_per_example(posterior.log_prob(z), num_factors), posterior.kl(prior))
+    if live is None:
+        return layer
+    beside = live.reshape(live.shape + (1,) * (z.ndim - live.ndim))
+    return Latent(layer.z * beside, layer.log_p_z * live, layer.log_q_z * live, layer.kl * beside)

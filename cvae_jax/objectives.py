@@ -1,20 +1,23 @@
 """Training objectives, per example and to be maximised, as a few lines over draws.
 
-Each takes `draw`, which makes the draws it asks for, and returns the objective [batch] in nats and the terms [batch]
-that are logged.
+Each takes `draw`, which makes the draws it asks for, and the batch. It returns the objective [batch] in nats and the
+terms [batch] that are logged.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from ml_collections import ConfigDict
 
 from cvae_jax import schedules
 from cvae_jax.distributions import sum_per_example
 from cvae_jax.errors import UserError
-from cvae_jax.model import Draw, Model, Proposal, PyTree, Stage, Train, Variables
+from cvae_jax.model import Batch, Draw, Fitted, Model, Proposal, PyTree, Train, Variables, has_latents
+from cvae_jax.task import Stage
 
 Terms = dict[str, Array]
 
@@ -33,7 +36,15 @@ class Draws(Protocol):
 
 
 def draws_of(model: Model, variables: Variables, encoding: PyTree, keys: Array, train: Train | None = None) -> Draws:
-    """Draws from a model, under keys [samples, batch]: the same noise whatever the proposal."""
+    """Returns what draws from a model: the same noise whatever the proposal.
+
+    Args:
+      model: that draws.
+      variables: of the model.
+      encoding: of the batch.
+      keys: [samples, batch].
+      train: what only training knows; None when validating.
+    """
 
     def draw(proposal: Proposal, z: PyTree = None, frozen: bool = False) -> Draw:
         constants = stop((variables, encoding)) if frozen else (variables, encoding)
@@ -43,25 +54,27 @@ def draws_of(model: Model, variables: Variables, encoding: PyTree, keys: Array, 
 
 
 def total_kl(draw: Draw) -> Array:
-    """KL(q || p) of one draw, summed over its factors and latent units: [batch]."""
-    return _sum_of_units(draw.kl, sum_per_example(jnp.zeros_like(draw.log_p_z)))
-
-
-def _sum_of_units(kl: PyTree, start: Array) -> Array:
-    return jax.tree.reduce(lambda total, units: total + sum_per_example(units), kl, start)
+    """Returns KL(q || p) of one draw, summed over its factors and latent dimensions: [batch]."""
+    start = sum_per_example(jnp.zeros_like(draw.log_p_z))
+    return jax.tree.reduce(lambda total, layer: total + sum_per_example(layer), draw.kl, start)
 
 
 def elbo(
-    draw: Draws, *, beta: Array | float = 1.0, free_bits: float = 0.0, gradient: str = "reparameterised"
+    draw: Draws, batch: Batch, *, beta: Array | float = 1.0, free_bits: float = 0.0, gradient: str = "reparameterised"
 ) -> tuple[Array, Terms]:
-    """The evidence lower bound E_q[log p(y|x,z)] - beta KL(q(z|x,y) || p(z|x)), eq. 4 of Sohn et al. 2015.
+    """Returns the evidence lower bound E_q[log p(y|x,z)] - beta KL(q(z|x,y) || p(z|x)), eq. 4 of Sohn et al. 2015::
 
-    For a model without latent variables this is log p(y|x) itself.
+        encoding = model.encode(variables, batch)
+        keys = jax.random.split(jax.random.key(0), (10, len(batch.ids)))  # ten draws for every example
+        value, terms = objectives.elbo(objectives.draws_of(model, variables, encoding, keys), batch)
+
+    The bound of a model without latent variables is log p(y|x) itself.
 
     Args:
       draw: makes the draws.
+      batch: what they are of.
       beta: weight of the KL.
-      free_bits: nats below which a latent unit's KL costs nothing (Kingma et al. 2016, eq. 15; here for every
+      free_bits: nats below which a latent dimension's KL costs nothing (Kingma et al. 2016, eq. 15; here for every
         example by itself, not for the mean of a minibatch, so that no example depends on the others).
       gradient: "reparameterised", or "sticking_the_landing" (Roeder et al. 2017), which leaves out the score of q:
         unbiased, and without variance where q is the posterior.
@@ -71,7 +84,7 @@ def elbo(
     if not jax.tree.leaves(drawn.kl):
         return log_p_y, {}
     kl = jax.vmap(total_kl)(drawn).mean(0)
-    paid = drawn._replace(kl=jax.tree.map(lambda units: jnp.maximum(units, free_bits), drawn.kl))
+    paid = drawn._replace(kl=jax.tree.map(lambda layer: jnp.maximum(layer, free_bits), drawn.kl))
     value = log_p_y - beta * jax.vmap(total_kl)(paid).mean(0)
     if gradient == "sticking_the_landing":
         share = jnp.full_like(drawn.log_p_z, 1 / len(drawn.log_p_z))
@@ -80,8 +93,8 @@ def elbo(
     return value, {"log_p_y": log_p_y, "kl": kl}
 
 
-def gsnn(draw: Draws) -> tuple[Array, Terms]:
-    """E_p(z|x)[log p(y|x,z)], the Gaussian stochastic neural network: eq. 6 of Sohn et al. 2015.
+def gsnn(draw: Draws, batch: Batch) -> tuple[Array, Terms]:
+    """Returns E_p(z|x)[log p(y|x,z)], the Gaussian stochastic neural network: eq. 6 of Sohn et al. 2015.
 
     z comes from the prior in training too; the recognition network is not trained.
     """
@@ -89,26 +102,37 @@ def gsnn(draw: Draws) -> tuple[Array, Terms]:
     return log_p_y, {"log_p_y_prior": log_p_y}
 
 
-def gdnn(draw: Draws) -> tuple[Array, Terms]:
-    """log p(y|x,z) at z = E[z|x]: the GSNN with zero covariance, a deterministic network."""
+def gdnn(draw: Draws, batch: Batch) -> tuple[Array, Terms]:
+    """Returns log p(y|x,z) at z = E[z|x]: the GSNN with zero covariance, a deterministic network."""
     log_p_y = jax.vmap(sum_per_example)(draw("prior_mean").log_p_y).mean(0)
     return log_p_y, {"log_p_y_prior": log_p_y}
 
 
 def hybrid(
-    draw: Draws, *, beta: Array | float = 1.0, alpha: float = 0.5, free_bits: float = 0.0
+    draw: Draws, batch: Batch, *, beta: Array | float = 1.0, alpha: float = 0.5, free_bits: float = 0.0
 ) -> tuple[Array, Terms]:
-    """alpha ELBO + (1 - alpha) GSNN, eq. 7 of Sohn et al. 2015: z comes from where prediction will take it too."""
-    bound, terms = elbo(draw, beta=beta, free_bits=free_bits)
-    predicted, more = gsnn(draw)
-    return alpha * bound + (1 - alpha) * predicted, {**terms, **more}
-
-
-def iwae(draw: Draws, *, beta: Array | float = 1.0, gradient: str = "reparameterised") -> tuple[Array, Terms]:
-    """The importance-weighted bound log mean_k p(y|x,z_k) (p(z_k|x) / q(z_k|x,y))^beta, eq. 8 of Burda et al. 2016.
+    """Returns alpha ELBO + (1 - alpha) GSNN, eq. 7 of Sohn et al. 2015: z comes from where prediction takes it too.
 
     Args:
       draw: makes the draws.
+      batch: what they are of.
+      beta: weight of the KL.
+      alpha: share of the ELBO.
+      free_bits: as in `elbo`.
+    """
+    bound, terms = elbo(draw, batch, beta=beta, free_bits=free_bits)
+    predicted, more = gsnn(draw, batch)
+    return alpha * bound + (1 - alpha) * predicted, {**terms, **more}
+
+
+def iwae(
+    draw: Draws, batch: Batch, *, beta: Array | float = 1.0, gradient: str = "reparameterised"
+) -> tuple[Array, Terms]:
+    """Returns the importance-weighted bound log mean_k p(y|x,z_k) (p(z_k|x) / q(z_k|x,y))^beta (Burda et al. 2016).
+
+    Args:
+      draw: makes the draws.
+      batch: what they are of.
       beta: 1 for the bound; less in a warm-up.
       gradient: "reparameterised"; "doubly_reparameterised" (Tucker et al. 2019), where the score of q, whose signal
         fades as k grows, is reparameterised again; or "generalised" (Bauer and Mnih 2021), where the prior's is too,
@@ -173,8 +197,8 @@ class Kind(NamedTuple):
     predicts_from: Proposal = "prior"  # where z comes from once it is trained
 
 
-_BETA = ("beta", "annealing", "annealing_steps", "annealing_cycles")
-OBJECTIVES = {
+_BETA = ("beta", "beta_schedule", "beta_steps", "beta_cycles")
+OBJECTIVES: Mapping[str, Kind] = {
     "elbo": Kind(elbo, (*_BETA, "free_bits", "gradient"), ("reparameterised", "sticking_the_landing")),
     "gsnn": Kind(gsnn, (), trains_recognition=False),
     "gdnn": Kind(gdnn, (), trains_recognition=False, predicts_from="prior_mean"),
@@ -186,22 +210,26 @@ OBJECTIVES = {
 DEFAULTS = {
     "name": "elbo",  # or any of OBJECTIVES
     "num_samples": 1,  # draws of z for every example
-    "beta": 1.0,  # weight of the KL, once annealed
-    "annealing": "constant",  # of beta from 0: or "linear", "monotonic", "cyclical", see schedules.annealing
-    "annealing_steps": 0,
-    "annealing_cycles": 1,
-    "free_bits": 0.0,  # nats of each latent unit's KL that cost nothing
+    "beta": 1.0,  # weight of the KL, once its schedule is over
+    "beta_schedule": "constant",  # or from 0 up: "linear", "monotonic", "cyclical", see schedules.beta
+    "beta_steps": 0,
+    "beta_cycles": 1,
+    "free_bits": 0.0,  # nats of each latent dimension's KL that cost nothing
     "alpha": 0.5,  # the hybrid's share of the ELBO
     "gradient": "reparameterised",  # iwae: or "doubly_reparameterised", "generalised"; elbo: or "sticking_the_landing"
 }
 
-# (draws, steps taken) -> the objective and its terms. Without a step, when validating, beta stands at its end and no
-# bits are free: a model is chosen by the objective that it ends with.
-Objective = Callable[[Draws, Array | None], tuple[Array, Terms]]
+# (draws, batch, steps taken) -> the objective and its terms. Without a step, when validating, beta stands at its end
+# and no bits are free: a model is chosen by the objective that it ends with.
+Objective = Callable[[Draws, Batch, Array | None], tuple[Array, Terms]]
 
 
-def from_config(settings: Any, section: str = "objective") -> Objective:
-    """The objective that a config's section of that name describes, see DEFAULTS.
+def from_config(settings: ConfigDict, section: str = "objective") -> Objective:
+    """Returns the objective that a config's section describes, see DEFAULTS.
+
+    Args:
+      settings: the section.
+      section: its name, for messages.
 
     Raises:
       UserError: for a value that cannot be, or one that the objective of that name does not read.
@@ -211,7 +239,7 @@ def from_config(settings: Any, section: str = "objective") -> Objective:
     kind = OBJECTIVES[settings.name]
     for key, default in DEFAULTS.items():
         if key not in ("name", "num_samples", *kind.reads) and settings[key] != default:
-            readers = ", ".join(name for name, other in OBJECTIVES.items() if key in other.reads)
+            readers = ", ".join(name for name, reader in OBJECTIVES.items() if key in reader.reads)
             raise UserError(
                 f"{section}.{key}={settings[key]!r} is not read by {settings.name}, only by {readers}; "
                 f"leave it at {default!r}"
@@ -228,32 +256,56 @@ def from_config(settings: Any, section: str = "objective") -> Objective:
     if settings.gradient == "sticking_the_landing" and settings.free_bits:
         raise UserError(f"{section}.free_bits does not go with gradient='sticking_the_landing'; leave one of them out")
     options = {key: settings[key] for key in ("beta", "free_bits", "alpha", "gradient") if key in kind.reads}
-    weight = schedules.annealing(settings, section)
+    weight = schedules.beta(settings, section)
 
-    def objective(draw: Draws, step: Array | None) -> tuple[Array, Terms]:
+    def objective(draw: Draws, batch: Batch, step: Array | None) -> tuple[Array, Terms]:
         now = dict(options)
         if step is not None and "beta" in now:
             now["beta"] = settings.beta * weight(step)
         if step is None and "free_bits" in now:
             now["free_bits"] = 0.0
-        value, terms = kind.function(draw, **now)
-        if step is not None and settings.annealing != "constant":
+        value, terms = kind.function(draw, batch, **now)
+        if step is not None and settings.beta_schedule != "constant":
             terms = {**terms, "beta": jnp.asarray(now["beta"], value.dtype)}
         return value, terms
 
     return objective
 
 
-def stage(name: str, model: Model, settings: Any) -> Stage:
-    """A training stage of that name with the objective of its settings, see `from_config`."""
-    return Stage(name, model, from_config(settings.objective, f"{name}.objective"), settings)
+def stage(name: str, model: Model, settings: ConfigDict) -> Stage:
+    """Returns a training stage with the objective of its settings, see `from_config`.
+
+    Args:
+      name: of the stage, and of its section in the config.
+      model: what is trained.
+      settings: the section, see `config.stage`.
+
+    Raises:
+      UserError: for an objective that cannot be.
+    """
+    objective = from_config(settings.objective, f"{name}.objective")
+    return Stage(name, model, objective, settings, units={"beta": "weight of the KL"})
 
 
-def trains_recognition(settings: Any) -> bool:
-    """Whether the objective of a config's section trains the recognition network, so that others may draw from it."""
+def trains_recognition(settings: ConfigDict) -> bool:
+    """Returns whether the objective of that section trains the recognition network, so that others may draw from it."""
     return OBJECTIVES[settings.name].trains_recognition and not (settings.name == "hybrid" and settings.alpha == 0)
 
 
-def predicts_from(settings: Any) -> Proposal:
-    """Where a model trained with the objective of a config's section takes z from when it predicts."""
+def predicts_from(settings: ConfigDict) -> Proposal:
+    """Returns where a model that was trained with the objective of that section takes z from when it predicts."""
     return OBJECTIVES[settings.name].predicts_from
+
+
+def fitted(stage: Stage, variables: Variables, batch: Batch) -> Fitted:
+    """Returns a stage's model with variables, and how its objective lets it be measured.
+
+    Args:
+      stage: whose model.
+      variables: of the model, those of earlier stages under "frozen".
+      batch: any of the task's, of which only shapes are read.
+    """
+    settings = stage.settings.objective
+    model = Fitted(stage.model, variables, predicts_from=predicts_from(settings))
+    exact = model.predicts_from == "prior_mean" or not has_latents(model, batch)
+    return dataclasses.replace(model, exact=exact, has_recognition=not exact and trains_recognition(settings))

@@ -2,10 +2,15 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")  # nested containers of arrays
+Own = TypeVar("Own")  # of one seed
+Shared = TypeVar("Shared")  # by all seeds
+Result = TypeVar("Result")
 
 
 def use_every_core() -> None:
@@ -28,13 +33,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def spread(mesh: Mesh, tree: Any, axis: int = 0) -> Any:
+def spread(mesh: Mesh, tree: Tree, axis: int = 0) -> Tree:
     """Inside jit: asks that the given axis of every leaf lie in equal parts on the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
 
 
-def place_batch(mesh: Mesh, tree: Any) -> Any:
+def place_batch(mesh: Mesh, tree: Tree) -> Tree:
     """Outside jit: leaves [batch, ...] in equal parts on the devices, or whole on each where they do not divide."""
     size = len(jax.tree.leaves(tree)[0])
     spec = PartitionSpec("data") if size % mesh.size == 0 else PartitionSpec()
@@ -46,7 +51,7 @@ def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
     return jax.jit(function, out_shardings=replicated(mesh), **options)
 
 
-def over_seeds(function: Callable[[Any, Any], Any], how: str) -> Callable[[Any, Any], Any]:
+def over_seeds(function: Callable[[Own, Shared], Result], how: str) -> Callable[[Own, Shared], Result]:
     """`function(own, shared)` of one seed -> of many, whose leaves of `own` and of the result begin with their axis.
 
     "map" takes them in turn: the bits of each are those of a run of its own. "vmap" takes them at once, which fills
@@ -55,11 +60,11 @@ def over_seeds(function: Callable[[Any, Any], Any], how: str) -> Callable[[Any, 
     if how == "vmap":
         return jax.vmap(function, (0, None))
 
-    def mapped(own: Any, shared: Any) -> Any:
+    def mapped(own: Own, shared: Shared) -> Result:
         # XLA inlines a loop of one trip and rounds otherwise then: the barriers keep the body as it is for many.
-        def one(own: Any) -> Any:
+        def of_seed(own: Own) -> Result:
             return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier((own, shared))))
 
-        return jax.lax.map(one, own)
+        return jax.lax.map(of_seed, own)
 
     return mapped

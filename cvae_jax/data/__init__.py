@@ -1,82 +1,137 @@
-"""Sources of raw arrays: where they come from and how they are checked."""
+"""Raw arrays: where they come from, how they are checked, and what the training split says of them."""
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cvae_jax.data import digits, mnist, npz
 from cvae_jax.errors import UserError
-from cvae_jax.model import Task
-from cvae_jax.tasks.video import folders as videos
-from cvae_jax.tasks.video import moving_digits
+from cvae_jax.task import Arrays, Source, Spec, Splits, Task
 
-# split -> name -> array whose first axis counts examples
-Splits = dict[str, dict[str, np.ndarray]]
+# Sources that every task has, beside its own `Task.sources`.
+SHARED: Mapping[str, Source] = MappingProxyType({"digits": digits.load, "mnist": mnist.load, "npz": npz.load})
 
-
-def _rna(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    from cvae_jax.tasks.rna_boxes import data as rna
-
-    return rna.load(settings)
+ROWS_AT_ONCE = 4096  # of which statistics are computed at a time, in float64
 
 
-SPLITS = ("train", "valid", "test")
-SOURCES = {
-    "digits": digits.load,
-    "mnist": mnist.load,
-    "moving_digits": moving_digits.load,
-    "npz": npz.load,
-    "rna": _rna,
-    "videos": videos.load,
-}
+def load(settings: ConfigDict, sources: Mapping[str, Source]) -> Splits:
+    """Loads the arrays of the source that the config names.
 
-
-def load(settings: Any, task: Task) -> Splits:
-    """The arrays of the source that the config names, checked against what the task reads.
+    Floats become float32, and one float an example a vector of one; whole numbers of more than 16 bits become int32.
 
     Args:
       settings: the config's section `data`: source, dir, and what the source needs.
-      task: of the same config.
+      sources: of the task, beside SHARED.
 
     Raises:
-      UserError: for an unknown source, missing or damaged files, or arrays of another shape.
+      UserError: for an unknown source, missing or damaged files, or numbers that int32 does not hold.
     """
-    if settings.source not in SOURCES:
-        raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(SOURCES)}")
-    splits = SOURCES[settings.source](settings)
+    known = {**SHARED, **sources}
+    if settings.source not in known:
+        raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(known)}")
+    return {
+        split: {name: _plain(f"{settings.source}, split {split}", name, array) for name, array in arrays.items()}
+        for split, arrays in known[settings.source](settings).items()
+    }
+
+
+def _plain(where: str, name: str, array: np.ndarray) -> np.ndarray:
+    """Returns the array in one of the few dtypes that tasks read."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+        return array[:, None] if array.ndim == 1 else array
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.dtype != np.int32:
+        if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise UserError(f"{where}: {name} has whole numbers beyond 32 bits; number them anew")
+        return array.astype(np.int32)
+    return array
+
+
+def spec(splits: Splits) -> Spec:
+    """Returns what the training split says of the data: shapes, dtypes, numbers of classes, means and deviations.
+
+    Raises:
+      UserError: where there is no training split.
+    """
+    arrays = {name: array for name, array in of(splits, "train").items() if array.dtype.kind in "biuf"}
+    raw = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
+    integers = {name: array for name, array in arrays.items() if array.dtype.kind in "iu"}
+    num_classes = {name: int(array.max()) + 1 for name, array in integers.items() if array.size and array.min() >= 0}
+    moments = {name: _moments(array) for name, array in arrays.items() if array.dtype in (np.float32, np.int32)}
+    mean = {name: moment[0] for name, moment in moments.items()}
+    return Spec(raw, num_classes, mean, {name: moment[1] for name, moment in moments.items()})
+
+
+def _moments(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation of each element over the examples, float64; 1 where it is constant.
+
+    NaN, which is no value, is left out.
+    """
+    count, total = np.zeros(array.shape[1:]), np.zeros(array.shape[1:])
+    parts = [array[start : start + ROWS_AT_ONCE] for start in range(0, len(array), ROWS_AT_ONCE)]
+    for part in parts:
+        count += (~np.isnan(part)).sum(0)
+        total += np.nansum(part, 0, dtype=np.float64)
+    mean = total / np.maximum(count, 1)
+    with np.errstate(invalid="ignore"):  # infinite values are the task's to refuse
+        squares = sum((np.nansum((part - mean) ** 2, 0) for part in parts), np.zeros_like(mean))
+    scale = np.sqrt(squares / np.maximum(count, 1))
+    return mean, np.where(scale > 0, scale, 1.0)
+
+
+def check(splits: Splits, task: Task, source: str) -> Splits:
+    """Returns the arrays in the dtypes that the task reads, once they are checked against it.
+
+    Args:
+      splits: of `load`.
+      task: whose `raw`, `measured` and `check` they have to fit.
+      source: name of where they come from, for messages.
+
+    Raises:
+      UserError: for arrays of another name, shape or kind, or values that the task refuses.
+    """
+    checked: Splits = {}
     for split, arrays in splits.items():
-        where = f"{settings.source}, split {split}"
-        for name, wanted in task.raw.items():
+        where = f"{source}, split {split}"
+        fitting = dict(arrays)
+        for name, expected in {**task.raw, **task.measured}.items():
             if name not in arrays:
                 raise UserError(f"{where}: no array {name!r} among {', '.join(arrays)}")
-            _check(where, name, arrays[name], wanted)
+            _check(where, name, arrays[name], expected)
+            fitting[name] = arrays[name].astype(expected.dtype, copy=False)
+        if task.cluster and task.cluster not in arrays:
+            raise UserError(
+                f"{where}: no array {task.cluster!r}, over which errors are taken, among {', '.join(arrays)}"
+            )
         try:
-            task.check(arrays)
+            task.check(fitting)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        for name, wanted in task.raw.items():
-            arrays[name] = arrays[name].astype(wanted.dtype, copy=False)
-    return splits
+        checked[split] = fitting
+    return checked
 
 
-def _check(where: str, name: str, found: np.ndarray, wanted: Any) -> None:
-    """Raises where an array's examples are not of the wanted kind; whole numbers may be saved in any width."""
-    integers = found.dtype.kind in "iu" and wanted.dtype == np.int32
-    if found.shape[1:] == wanted.shape and (integers or found.dtype == wanted.dtype):
+def _check(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> None:
+    """Raises where an array's examples are not of the expected kind; whole numbers may be saved in any width."""
+    integers = array.dtype.kind in "iu" and expected.dtype == np.int32
+    if array.shape[1:] == expected.shape and (integers or array.dtype == expected.dtype):
         return
     mend = "make image_shape match the data"
-    if wanted.dtype == np.int32:
-        mend = f"save whole numbers {['n', *wanted.shape]}".replace("'", "")
-    elif found.dtype != wanted.dtype or found.ndim != 1 + len(wanted.shape):
-        mend = f"save {wanted.dtype} {['n', *wanted.shape]}".replace("'", "")
+    if expected.dtype == np.int32:
+        mend = f"save whole numbers {['n', *expected.shape]}".replace("'", "")
+    elif array.dtype != np.uint8 or expected.dtype != np.uint8 or array.ndim != 1 + len(expected.shape):
+        mend = f"save {expected.dtype} {['n', *expected.shape]}".replace("'", "")
     raise UserError(
-        f"{where}: {name} is {found.dtype}{list(found.shape[1:])} an example, the config expects "
-        f"{wanted.dtype}{list(wanted.shape)}; {mend}"
+        f"{where}: {name} is {array.dtype}{list(array.shape[1:])} an example, the config expects "
+        f"{expected.dtype}{list(expected.shape)}; {mend}"
     )
 
 
-def of(splits: Splits, name: str) -> dict[str, np.ndarray]:
-    """The arrays of one split.
+def of(splits: Splits, name: str) -> Arrays:
+    """Returns the arrays of one split.
 
     Raises:
       UserError: where the data have no such split.
@@ -86,6 +141,6 @@ def of(splits: Splits, name: str) -> dict[str, np.ndarray]:
     return splits[name]
 
 
-def num_examples(arrays: dict[str, np.ndarray]) -> int:
-    """Number of examples in the arrays of a split."""
+def num_examples(arrays: Arrays) -> int:
+    """Returns the number of examples in the arrays of a split."""
     return len(next(iter(arrays.values())))

@@ -1,36 +1,37 @@
 """Examples of varying size in groups, each padded no further than to its own limit."""
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
-from cvae_jax.model import Task
+from cvae_jax.task import Arrays, Task
 
 
 class Bucket(NamedTuple):
     """Some examples of a split, of one shape."""
 
-    arrays: dict[str, np.ndarray]  # raw, cut to the bucket's limit
-    # Array [n] int32, their positions in the split. Any, as in Batch.
-    index: Any
+    arrays: Arrays  # raw, cut to the bucket's limit
+    ids: np.ndarray  # int32 [n], their positions in the split
 
 
-def of_split(task: Task, arrays: dict[str, np.ndarray], fewest: int = 1) -> list[Bucket]:
-    """The examples of a split by bucket; all in one for a task whose examples are of one size.
+def of_split(task: Task, arrays: Arrays, fewest: int = 1, names: Iterable[str] | None = None) -> list[Bucket]:
+    """Groups the examples of a split; a task whose examples are of one size has one bucket.
 
     Args:
       task: whose raw arrays these are.
       arrays: of a split.
       fewest: examples in a bucket; those of one with less move on to the next larger one, or of the largest down.
+      names: of the arrays to keep; None: those of `task.raw`.
     """
-    arrays = {name: arrays[name] for name in task.raw}
+    arrays = {name: arrays[name] for name in (task.raw if names is None else names)}
     count = len(next(iter(arrays.values())))
     if task.buckets is None:
         return [Bucket(arrays, np.arange(count, dtype=np.int32))]
-    number = np.searchsorted(task.buckets.limits, task.buckets.size(arrays))
+    numbers = np.searchsorted(task.buckets.limits, task.buckets.size(arrays))
     groups: list[tuple[int, np.ndarray]] = []  # limit, positions
-    for one, limit in enumerate(task.buckets.limits[: number.max(initial=0) + 1]):
-        positions = np.flatnonzero(number == one)
+    for number, limit in enumerate(task.buckets.limits[: numbers.max(initial=0) + 1]):
+        positions = np.flatnonzero(numbers == number)
         if groups and len(groups[-1][1]) < fewest:
             positions = np.sort(np.concatenate([groups.pop()[1], positions]))
         if len(positions):
@@ -44,9 +45,9 @@ def of_split(task: Task, arrays: dict[str, np.ndarray], fewest: int = 1) -> list
     ]
 
 
-def together(task: Task, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All examples in one group, padded no further than to the limit that the largest needs."""
+def together(task: Task, arrays: Arrays) -> Arrays:
+    """Returns all examples in one group, padded no further than to the limit that the largest needs."""
     if task.buckets is None:
-        return {name: arrays[name] for name in task.raw}
+        return arrays
     limit = task.buckets.limits[int(np.searchsorted(task.buckets.limits, task.buckets.size(arrays)).max())]
-    return task.buckets.cut({name: arrays[name] for name in task.raw}, limit)
+    return task.buckets.cut(arrays, limit)

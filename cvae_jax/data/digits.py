@@ -1,11 +1,10 @@
 """The 1,797 handwritten 8x8 digits that ship inside scikit-learn: real images without a network."""
 
-from typing import Any
-
 import numpy as np
+from ml_collections import ConfigDict
 
 
-def load(settings: Any = None) -> dict[str, dict[str, np.ndarray]]:
+def load(settings: ConfigDict | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Images uint8 [n, 8, 8] and labels int32 [n], split 1,297 / 200 / 300 by a fixed permutation."""
     from sklearn.datasets import load_digits  # takes a second to import
 

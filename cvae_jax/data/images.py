@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
 
 TARGETS = ("grey", "threshold", "dynamic")
 
 
-def check_settings(config: Any) -> tuple[int, int]:
-    """The height and width of a config's `image_shape`, after a look at what it says of images and their labels.
+def check_settings(config: ConfigDict) -> tuple[int, int]:
+    """Returns the height and width of a config's `image_shape`, once what it says of images and labels is checked.
 
     Raises:
       UserError: for one of them that cannot be.
@@ -30,7 +31,7 @@ def check_settings(config: Any) -> tuple[int, int]:
 
 
 def targets(image: Array, kind: str, keys: Array) -> Array:
-    """Raw images, uint8 [batch, height, width], as targets in [0, 1].
+    """Turns raw images, uint8 [batch, height, width], into targets in [0, 1].
 
     Args:
       image: raw.
@@ -47,78 +48,76 @@ def targets(image: Array, kind: str, keys: Array) -> Array:
 
 
 def numbers(name: str, values: Any) -> Array:
-    """What a user gave as an array, float32, all of it finite.
+    """Returns what a user gave as a float32 array, all of it finite.
 
     Raises:
       UserError: for what is none; begins with `name`.
     """
     try:
-        found = jnp.asarray(values, jnp.float32)
+        array = jnp.asarray(values, jnp.float32)
     except (TypeError, ValueError):
         raise UserError(f"{name} is no array of numbers, but {type(values).__name__}") from None
-    if not bool(jnp.isfinite(found).all()):
+    if not bool(jnp.isfinite(array).all()):
         raise UserError(f"{name} has values that are NaN or infinite")
-    return found
+    return array
 
 
-def own(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool = True) -> Array:
-    """A user's images, float32 [batch, height, width] in [0, 1], or beyond unless `bounded`, as targets of that kind.
+def as_images(name: str, image: Any, shape: tuple[int, int], kind: str, bounded: bool = True) -> Array:
+    """Returns a user's images, float32 [batch, height, width] in [0, 1], as targets of that kind.
+
+    Args:
+      name: of the argument, with which messages begin.
+      image: what the user gave.
+      shape: height and width.
+      kind: as in `targets`.
+      bounded: whether values outside [0, 1] are refused.
 
     Raises:
-      UserError: for what is no such array; begins with `name`.
+      UserError: for what is no such array.
     """
-    found = numbers(name, image)
-    if found.ndim != 3 or found.shape[1:] != shape:
-        raise UserError(f"{name} has shape {found.shape}, expected [batch, {shape[0]}, {shape[1]}]")
-    if len(found) == 0:
+    array = numbers(name, image)
+    if array.ndim != 3 or array.shape[1:] != shape:
+        raise UserError(f"{name} has shape {array.shape}, expected [batch, {shape[0]}, {shape[1]}]")
+    if len(array) == 0:
         raise UserError(f"{name} holds no image")
-    if bounded and not bool(((found >= 0) & (found <= 1)).all()):
+    if bounded and not bool(((array >= 0) & (array <= 1)).all()):
         raise UserError(f"{name} has values outside [0, 1]; scale grey values by 1/255")
     if kind == "threshold":
-        return (found > 0.5).astype(jnp.float32)
-    if kind == "dynamic" and not bool(((found == 0) | (found == 1)).all()):
+        return (array > 0.5).astype(jnp.float32)
+    if kind == "dynamic" and not bool(((array == 0) | (array == 1)).all()):
         raise UserError(f"{name} has grey values, but the model was trained on binary ones; binarise it")
-    return found
+    return array
 
 
-def own_frames(name: str, frames: Any, size: int, channels: int) -> Array:
-    """A user's videos, float32 [batch, frames, size, size, channels] in [0, 1].
-
-    Raises:
-      UserError: for what is no such array; begins with `name`.
-    """
-    found = numbers(name, frames)
-    if found.ndim != 5 or found.shape[2:] != (size, size, channels):
-        raise UserError(f"{name} has shape {found.shape}, expected [batch, frames, {size}, {size}, {channels}]")
-    if not found.size:
-        raise UserError(f"{name} holds no video")
-    if not bool(((found >= 0) & (found <= 1)).all()):
-        raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
-    return found
-
-
-def own_labels(name: str, labels: Any, num_classes: int) -> Array:
-    """A user's labels, int32 [batch], from 0 to num_classes - 1.
+def as_labels(name: str, labels: Any, num_classes: int) -> Array:
+    """Returns a user's labels, int32 [batch], from 0 to num_classes - 1.
 
     Raises:
       UserError: for what is no such array; begins with `name`.
     """
     try:
-        found = np.asarray(labels)  # in NumPy, which has integers of 64 bits
+        array = np.asarray(labels)  # in NumPy, which has integers of 64 bits
     except (TypeError, ValueError):
         raise UserError(f"{name} is no array of labels, but {type(labels).__name__}") from None
-    if found.ndim != 1 or found.dtype.kind not in "iu":
-        raise UserError(f"{name} is {found.dtype} {found.shape}, expected whole numbers [batch]")
-    if len(found) == 0:
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(f"{name} is {array.dtype} {array.shape}, expected whole numbers [batch]")
+    if len(array) == 0:
         raise UserError(f"{name} holds no label")
-    if not ((found >= 0) & (found < num_classes)).all():
+    if not ((array >= 0) & (array < num_classes)).all():
         raise UserError(f"{name} has labels outside 0 to {num_classes - 1}")
-    return jnp.asarray(found, jnp.int32)
+    return jnp.asarray(array, jnp.int32)
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raises a UserError for raw labels outside 0 to num_classes - 1."""
+def check_labels(labels: np.ndarray, num_classes: int, name: str = "label", mend: str = "set num_classes") -> None:
+    """Raises a UserError for raw labels outside 0 to num_classes - 1.
+
+    Args:
+      labels: whole numbers.
+      num_classes: how many there may be.
+      name: of the array, for the message.
+      mend: what a user may do, for the message.
+    """
     if not 0 <= labels.min() <= labels.max() < num_classes:
         raise UserError(
-            f"label has values from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}; set num_classes"
+            f"{name} has values from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}; {mend}"
         )

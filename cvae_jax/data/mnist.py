@@ -6,9 +6,9 @@ The last 5,000 of the 60,000 training images are the validation split.
 import hashlib
 import math
 import pathlib
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cvae_jax.data import files, tfds
 from cvae_jax.errors import UserError
@@ -24,7 +24,7 @@ CHECKSUMS = {
 }
 
 
-def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
     """Images uint8 [n, 28, 28] and labels int32 [n]: 55,000 / 5,000 / 10,000.
 
     Args:

@@ -3,14 +3,14 @@
 import math
 import pathlib
 import zipfile
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
 
 
-def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
+def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of each split by name, as `np.savez("train.npz", image=...)` writes them.
 
     Args:

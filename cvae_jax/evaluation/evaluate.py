@@ -1,159 +1,37 @@
-"""Measures trained experiments on a split: tables of log p(y|x), what the latent code carries, figures of samples."""
+"""Evaluates the runs of several folders: checks, opens, measures and writes."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
-from cvae_jax import data, experiment, figures, keys
-from cvae_jax.data import buckets
+from cvae_jax import data, inference, trained
 from cvae_jax.errors import UserError
-from cvae_jax.evaluation import report, tables
-from cvae_jax.evaluation.report import Findings, TaskMeasure
+from cvae_jax.evaluation import figures, pictures, report, tables
+from cvae_jax.evaluation.measure import Cells, Measured, Plan, measure, measure_baselines
+from cvae_jax.evaluation.report import Findings, Measurement
 from cvae_jax.evaluation.tables import Result
-from cvae_jax.experiment import Experiment
+from cvae_jax.inference import Ais, diagnostics
 from cvae_jax.inference import ais as annealing
-from cvae_jax.inference import diagnostics
-from cvae_jax.inference import draws as inference
-from cvae_jax.inference.ais import Annealing
-from cvae_jax.inference.diagnostics import LatentCode
-from cvae_jax.inference.estimators import Estimate, cautions
-from cvae_jax.model import Batch, How, Stage, Task
+from cvae_jax.inference.estimators import cautions, mean_over_seeds
+from cvae_jax.task import Arrays, Fitted, Metric, Task
+from cvae_jax.trained import TrainedModel
 from cvae_jax.training.checkpoints import write_atomically
+from cvae_jax.training.workdir import fingerprint, read_fingerprint
 
 LOGGER = logging.getLogger(__name__)
 
-EXAMPLES_PER_BATCH = 100
 
-Cells = dict[tuple[str, int], Estimate]  # (estimator, number of samples) -> estimate
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The estimators, the data and the output of an evaluation.
 
-
-class Measured(NamedTuple):
-    """What was found of one model on one split."""
-
-    cells: Cells
-    simulated: Cells  # on y drawn from the model itself, with the bounds of bidirectional Monte Carlo; {} without
-    code: LatentCode | None  # None without a trained recognition network
-    own: dict[str, np.ndarray]  # what the task measures beside: name -> [examples] or [examples, numbers]
-
-
-def batches(task: Task, arrays: dict[str, np.ndarray], seed: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of all examples, each with the number of its valid rows.
-
-    Binarised targets depend on (seed, index of the example) alone, so every model is measured on the same y.
-    """
-    devices = jax.device_count()
-    for bucket in buckets.of_split(task, arrays):
-        count = len(bucket.index)
-        size = -(-min(count, EXAMPLES_PER_BATCH) // devices) * devices
-        for start in range(0, count, size):
-            # The last batch is filled up with its last example, so that every batch of a bucket has one shape.
-            rows = np.minimum(np.arange(start, start + size), count - 1)
-            valid = min(count - start, size)
-            raw = {name: array[rows] for name, array in bucket.arrays.items()}
-            yield experiment.measured_batch(task, raw, bucket.index[rows], np.arange(size) < valid, seed), valid
-
-
-def _joined(parts: Sequence[tuple[Any, int]], index: np.ndarray) -> Any:
-    """Leaves [batch, ...] of many batches as one in the order of the split, their invalid rows cut.
-
-    `index` holds the positions in the split of the rows that are left, int [examples].
-    """
-    order = np.argsort(index)
-    return jax.tree.map(
-        lambda *leaves: np.concatenate([leaf[:valid] for leaf, (_, valid) in zip(leaves, parts, strict=True)])[order],
-        *(part for part, _ in parts),
-    )
-
-
-def measure(
-    trained: Experiment,
-    stage: Stage,
-    arrays: dict[str, np.ndarray],
-    wanted: Sequence[tuple[str, int]],
-    seed: int,
-    settings: Annealing = Annealing(),
-    simulate: int = 0,
-    own: bool = False,
-) -> Measured:
-    """Estimates log p(y|x) of every example in `arrays`.
-
-    The fewer samples of a list are the first of the more. Samples depend on (seed, index of the example, number of
-    the sample) alone, so results depend neither on the size of a batch nor on the number of devices.
-
-    Args:
-      trained: the models of one seed.
-      stage: whose model is measured.
-      arrays: raw, of one split.
-      wanted: estimators with their numbers of samples, see `inference.log_probs`; those that draw from a recognition
-        network are left out where it was not trained. A model without latent variables has ("exact", 1) alone.
-      seed: of the evaluation's random numbers, nothing to do with that of training.
-      settings: of annealed importance sampling.
-      simulate: chains of bidirectional Monte Carlo for every example; 0: none.
-      own: also what the task itself measures.
-    """
-    task, how = trained.task, trained.how(stage.name)
-    usable = _usable(how, wanted, settings)
-    model, variables = trained.model(stage.name)
-    key = keys.stream(seed, "evaluation")
-    found: list[tuple[Any, int]] = []
-    positions: list[np.ndarray] = []
-    bar = tqdm(total=data.num_examples(arrays), desc=f"{stage.name}, seed {trained.seed}", disable=None)
-    for batch, valid in batches(task, arrays, seed):
-        bar.update(valid)
-        positions.append(np.asarray(batch.index)[:valid])
-        measured = task.measures.of_batch(model, variables, batch, how, key) if own and task.measures else {}
-        if how.exact:
-            found.append(
-                (Measured({("exact", 1): inference.exact(model, variables, batch)}, {}, None, measured), valid)
-            )
-            continue
-        cells = inference.log_probs(model, variables, batch, usable, key, settings)
-        code = diagnostics.latent_code(model, variables, batch, key) if how.has_recognition else None
-        simulated: Cells = {}
-        if simulate and (how.has_recognition or settings.start == "prior"):
-            bidirectional = annealing.bdmc(model, variables, batch, simulate, key, settings)
-            lower, upper = annealing.bounds(bidirectional)
-            simulated = {("bdmc, lower bound", simulate): lower, ("bdmc, upper bound", simulate): upper}
-            others = [one for one in usable if one[0] != "ais"]  # whose chains are those of the lower bound
-            simulated |= inference.log_probs(model, variables, bidirectional.batch, others, key, settings)
-        found.append((Measured(cells, simulated, code, measured), valid))
-    bar.close()
-    first, joined = found[0][0], _joined(found, np.concatenate(positions))
-    # JAX sorts a dict by its keys; a table keeps the order in which estimators were asked for.
-    cells, simulated = ({cell: new[cell] for cell in old} for new, old in zip(joined[:2], first[:2], strict=True))
-    return joined._replace(cells=cells, simulated=simulated)
-
-
-def _usable(how: How, wanted: Sequence[tuple[str, int]], settings: Annealing) -> list[tuple[str, int]]:
-    """Those of the estimators that do not draw from a network that was not trained."""
-    return [one for one in wanted if how.has_recognition or not inference.draws_from_recognition(one[0], settings)]
-
-
-def evaluate(
-    workdirs: Sequence[str],
-    estimators: Sequence[str] = ("elbo", "is"),
-    num_samples: Sequence[int | str] = (100,),
-    split: str = "test",
-    num_examples: int = 0,
-    seed: int = 0,
-    data_dir: str | None = None,
-    output: str | None = None,
-    num_chains: int = 32,
-    settings: Annealing = Annealing(),
-    task_measures: bool = True,
-    changes: Sequence[str] = (),
-) -> str:
-    """Measures the experiments in `workdirs`; writes results.json, examples.json, results.md and figures of each.
-
-    Args:
-      workdirs: folders of trained experiments; their tasks give the columns of the table.
+    Attributes:
       estimators: of `inference.ESTIMATOR_NAMES`, or "bdmc": on y drawn from each model itself, bounds of its
         log p(y|x) by bidirectional Monte Carlo, with the other estimators beside them.
       num_samples: samples for every example; several give a row each.
@@ -163,165 +41,270 @@ def evaluate(
       data_dir: overrides the config's data.dir.
       output: folder for what is written; default `<first workdir>/eval_<split>`.
       num_chains: of "ais" and "bdmc", for every example.
-      settings: of "ais" and "bdmc".
-      task_measures: also what the tasks themselves measure, such as an accuracy.
-      changes: of keys of the runs' configs, see `experiment.load_seeds`.
+      ais: settings of both.
+      task_metrics: whether to measure also what the tasks themselves do, such as an accuracy.
+      changes: of keys of the runs' configs, see `trained.load_seeds`.
+    """
+
+    estimators: Sequence[str] = ("elbo", "is")
+    num_samples: Sequence[int | str] = (100,)
+    split: str = "test"
+    num_examples: int = 0
+    seed: int = 0
+    data_dir: str | None = None
+    output: str | None = None
+    num_chains: int = 32
+    ais: Ais = dataclasses.field(default_factory=Ais)
+    task_metrics: bool = True
+    changes: Sequence[str] = ()
+
+    def plan(self) -> Plan:
+        """Returns what is measured of every model.
+
+        Raises:
+          UserError: for unknown estimators, or counts that cannot be.
+        """
+        counts = [_count(count) for count in self.num_samples]
+        if not self.estimators or not counts:
+            raise UserError("name at least one estimator and one number of samples")
+        known = (*inference.ESTIMATOR_NAMES, "bdmc")
+        for name in self.estimators:
+            if name not in known:
+                raise UserError(f"estimator={name!r} is not known; choose from {', '.join(known)}")
+        if self.num_examples < 0:
+            raise UserError(f"num_examples={self.num_examples} must not be negative")
+        annealing.check(self.num_chains, self.ais)
+        names = [name for name in self.estimators if name != "bdmc"]
+        cells = [(name, count) for name in names for count in ([self.num_chains] if name == "ais" else counts)]
+        inference.check(cells)
+        simulate = self.num_chains if "bdmc" in self.estimators else 0
+        return Plan(cells, self.seed, self.ais, simulate, self.task_metrics)
+
+
+def _count(number: int | str) -> int:
+    if not re.fullmatch("[0-9]+", str(number), re.ASCII) or int(number) < 1:
+        raise UserError(f"num_samples={number} must be a whole number of at least 1")
+    return int(number)
+
+
+class Run(NamedTuple):
+    """A trained run beside the arrays it is to be measured on."""
+
+    workdir: str
+    models: list[TrainedModel]  # one a seed
+    arrays: Arrays
+    protocol: str
+    fingerprint: str  # of the arrays
+    label: str = ""  # what names it in tables
+    base: str = ""  # what names its figures
+
+    @property
+    def task(self) -> Task:
+        """The task, the same for every seed."""
+        return self.models[0].task
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the independent models."""
+        return tuple(model.seed for model in self.models)
+
+    @property
+    def clusters(self) -> np.ndarray | None:
+        """Which examples belong together, [examples]; None where each stands by itself."""
+        return self.arrays[self.task.cluster] if self.task.cluster else None
+
+
+def evaluate(workdirs: Sequence[str], request: Request = Request()) -> str:
+    """Measures the runs in `workdirs`; writes results.json, examples.json, results.md and figures of each::
+
+        print(evaluate(["runs/q1"], Request(estimators=("elbo", "is"), num_samples=(1000,))))
+
+    Args:
+      workdirs: folders of trained runs; their tasks give the columns of the table.
+      request: what to measure.
 
     Returns:
       The tables, in Markdown.
 
     Raises:
-      UserError: for unknown estimators, counts below one, or workdirs and data that cannot be read.
+      UserError: for a request that cannot be, or workdirs and data that cannot be read.
     """
-    counts = _counts(num_samples)
-    if not estimators or not counts:
-        raise UserError("name at least one estimator and one number of samples")
-    for name in estimators:
-        if name not in (*inference.ESTIMATOR_NAMES, "bdmc"):
-            known = ", ".join((*inference.ESTIMATOR_NAMES, "bdmc"))
-            raise UserError(f"estimator={name!r} is not known; choose from {known}")
-    if num_examples < 0:
-        raise UserError(f"num_examples={num_examples} must not be negative")
-    annealing.check(num_chains, settings)
-    wanted = [
-        (name, count) for name in estimators if name != "bdmc" for count in ([num_chains] if name == "ais" else counts)
-    ]
-    inference.check(wanted)
-    simulate = num_chains if "bdmc" in estimators else 0
-    folder = pathlib.Path(output or pathlib.Path(workdirs[0]) / f"eval_{split}").expanduser()
-    runs = [_open(workdir, split, data_dir, changes) for workdir in workdirs]
-    _check_comparable(runs)
+    plan = request.plan()
+    runs = _open_runs(workdirs, request)
     for run in runs:
-        _check_left_out(run, wanted, simulate, settings)
+        _check_left_out(run, plan)
+    folder = pathlib.Path(request.output or pathlib.Path(workdirs[0]) / f"eval_{request.split}").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
-    runs = [
-        run._replace(arrays={name: array[: num_examples or None] for name, array in run.arrays.items()}) for run in runs
-    ]
-    found = Findings([], [], [], [])
-    for run in runs:
-        first, label, base = run.trained[0], _label(run, runs), _base(run, runs)
-        if task_measures and first.task.column not in {one.column for one in found.measured}:
-            found.measured.extend(_baselines(run, seed))
-        for stage in first.stages:
-            measured = [
-                measure(one, stage, run.arrays, wanted, seed, settings, simulate, task_measures) for one in run.trained
-            ]
-            model = f"{label} {stage.name}"
-            _collect(found, run, model, measured)
-            if measured[0].code is not None:
-                seed_of = f", seed {first.seed}" * (len(run.trained) > 1)
-                title = f"{model}{seed_of}, {first.task.column}: {split} split"
-                figures.latent_code(measured[0].code, folder / f"latents_{base}_{stage.name}.png", title)
-    text = report.text(found, settings)
-    write_atomically(folder / "results.md", text)
-    of_rows = {
-        "likelihoods": [tables.summary(one) | tables.gain(one, found.results) for one in found.results],
-        "simulated": [tables.summary(one) for one in found.simulated],
-        "latent_code": tables.plain(found.codes),
-        "task_measures": [one.summary() for one in found.measured],
-    }
-    write_atomically(folder / "results.json", json.dumps(of_rows, indent=1, allow_nan=False))
-    of_examples = {
-        "likelihoods": [row for one in found.results for row in tables.examples(one)],
-        "simulated": [row for one in found.simulated for row in tables.examples(one)],
-        "task_measures": [one.examples() for one in found.measured],
-    }
-    write_atomically(folder / "examples.json", json.dumps(of_examples, allow_nan=False))
+    findings = _measure_runs(runs, plan, folder, request.split)
+    text = report.text(findings, request.ais)
+    _write(findings, text, folder)
     # Last, so that no figure that fails loses what was measured.
-    report.draw(found.measured, folder, split)
+    report.draw(findings.measured, folder, request.split)
     for run in runs:
-        first, base, title = run.trained[0], _base(run, runs), f"{_label(run, runs)}, {run.trained[0].task.column}"
-        experiment.draw_samples(first, run.arrays, folder / f"samples_{base}.png", title)
-        experiment.draw_pictures(first, run.arrays, folder, base, title)
+        title = f"{run.label}, {run.task.title}"
+        pictures.draw_samples(run.models[0], run.arrays, folder / f"samples_{run.base}.png", title)
+        pictures.draw_figures(run.models[0], run.arrays, folder, run.base, title)
     return text
 
 
-def _collect(found: Findings, run: "Run", model: str, measured: Sequence[Measured]) -> None:
-    """Adds what was found of one stage, an entry of `measured` a seed, and says what cannot be believed."""
-    task = run.trained[0].task
-    column = task.column
-    seeds = tuple(one.seed for one in run.trained)
-    for name in measured[0].own:
-        found.measured.append(_measure(run, model, name, seeds, [one.own[name] for one in measured]))
+def _measure_runs(runs: Sequence[Run], plan: Plan, folder: pathlib.Path, split: str) -> Findings:
+    """Measures every stage of every run, and the tasks' baselines; draws the latent codes."""
+    findings = Findings([], [], [], [])
+    for run in runs:
+        if plan.metrics and run.task.title not in {measured.column for measured in findings.measured}:
+            for name, metrics in measure_baselines(run.task, run.arrays, plan.seed).items():
+                findings.measured.extend(_measurements(run, name, (), [metrics]))
+        for stage in run.models[0].stages:
+            by_seed = [measure(model, stage.name, run.arrays, plan) for model in run.models]
+            name = f"{run.label} {stage.name}"
+            _collect(findings, run, name, by_seed)
+            if by_seed[0].code is not None:
+                seed = f", seed {run.seeds[0]}" * (len(run.seeds) > 1)
+                title = f"{name}{seed}, {run.task.title}: {split} split"
+                figures.latent_code(by_seed[0].code, folder / f"latents_{run.base}_{stage.name}.png", title)
+    return findings
+
+
+def _collect(findings: Findings, run: Run, model: str, by_seed: Sequence[Measured]) -> None:
+    """Adds what was measured of one stage, and says what of it cannot be believed."""
+    task, seeds = run.task, run.seeds
+    findings.measured.extend(_measurements(run, model, seeds, [measured.metrics for measured in by_seed]))
 
     def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
-        return [
-            Result(run.workdir, protocol, column, model, *cell, seeds, tuple(one[cell] for one in cells))
-            for cell in cells[0]
-        ]
+        identity = run.workdir, protocol, task.title, model
+        return [Result(*identity, *cell, seeds, tuple(seed[cell] for seed in cells), run.clusters) for cell in cells[0]]
 
-    found.results.extend(results(run.protocol, [one.cells for one in measured]))
-    found.simulated.extend(results(f"y drawn from the model, {run.protocol}", [one.simulated for one in measured]))
-    worst = f" in the worst of {len(seeds)} seeds" * (len(seeds) > 1)
-    for cells in ([one.cells for one in measured], [one.simulated for one in measured]):
-        for cell in cells[0]:
-            name, count = cell
-            chains = name == "ais" or name.startswith("bdmc")
-            mend = "more chains or temperatures may do" if chains else "more samples, or ais, may do"
-            for line in cautions(tables.mean_over_seeds([one[cell] for one in cells]), count):
-                LOGGER.warning("%s, %s, %s with %d: %s%s; %s", model, column, name, count, line, worst, mend)
-    for seed, one in zip(seeds, measured, strict=True):
-        if one.code is not None:
-            identity = {"workdir": run.workdir, "protocol": run.protocol, "column": column, "model": model}
-            found.codes.append({**identity, "seed": seed, **diagnostics.summary(one.code)})
+    findings.results.extend(results(run.protocol, [measured.cells for measured in by_seed]))
+    protocol = f"y drawn from the model, {run.protocol}"
+    findings.simulated.extend(results(protocol, [measured.simulated for measured in by_seed]))
+    _warn(f"{model}, {task.title}", len(seeds), [measured.cells for measured in by_seed])
+    _warn(f"{model}, {task.title}", len(seeds), [measured.simulated for measured in by_seed])
+    for seed, measured in zip(seeds, by_seed, strict=True):
+        if measured.code is not None:
+            identity = {"workdir": run.workdir, "protocol": run.protocol, "column": task.title, "model": model}
+            findings.codes.append({**identity, "seed": seed, **diagnostics.summary(measured.code)})
 
 
-def _measure(run: "Run", model: str, name: str, seeds: tuple[int, ...], values: list[np.ndarray]) -> TaskMeasure:
-    task = run.trained[0].task
-    assert task.measures is not None
-    known, pool = task.measures.known.get(name), task.measures.pooled.get(name)
-    step = task.measures.profiles.get(name)
-    return TaskMeasure(run.workdir, task.column, model, name, seeds, np.stack(values), known, pool, step)
+def _warn(model: str, num_seeds: int, cells: Sequence[Cells]) -> None:
+    """Warns of estimates that cannot be believed."""
+    worst = f" in the worst of {num_seeds} seeds" * (num_seeds > 1)
+    for name, count in cells[0]:
+        chains = name == "ais" or name.startswith("bdmc")
+        mend = "more chains or temperatures may do" if chains else "more samples, or ais, may do"
+        for line in cautions(mean_over_seeds([seed[name, count] for seed in cells]), count):
+            LOGGER.warning("%s, %s with %d: %s%s; %s", model, name, count, line, worst, mend)
 
 
-def _baselines(run: "Run", seed: int) -> list[TaskMeasure]:
-    """What the task measures of what is no model of ours, examples in the order of the split."""
-    task = run.trained[0].task
-    if task.measures is None:
-        return []
-    parts, positions = [], []
-    for batch, valid in batches(task, run.arrays, seed):
-        parts.append((task.measures.baselines(batch), valid))
-        positions.append(np.asarray(batch.index)[:valid])
-    found = _joined(parts, np.concatenate(positions))
+def _measurements(
+    run: Run, model: str, seeds: tuple[int, ...], by_seed: Sequence[dict[str, Metric]]
+) -> list[Measurement]:
+    """Returns the metrics of one model, or of a baseline, which has no seeds."""
     return [
-        _measure(run, model, name, (), [values])
-        for model, numbers in parts[0][0].items()  # in their order: JAX sorts a dict by its keys
-        for name, values in ((name, found[model][name]) for name in numbers)
+        Measurement(
+            run.workdir,
+            run.task.title,
+            model,
+            name,
+            seeds,
+            metric._replace(values=np.stack([metrics[name].values for metrics in by_seed])),
+            run.clusters,
+        )
+        for name, metric in by_seed[0].items()
     ]
 
 
-def _label(run: "Run", runs: Sequence["Run"]) -> str:
-    """The config's name, and the workdir where others of that name stand in the same column."""
-    name, column = run.trained[0].config.name, run.trained[0].task.column
-    twins = [one for one in runs if (one.trained[0].config.name, one.trained[0].task.column) == (name, column)]
+def _write(findings: Findings, text: str, folder: pathlib.Path) -> None:
+    """Writes results.md, results.json and examples.json."""
+    write_atomically(folder / "results.md", text)
+    summaries = {
+        "likelihoods": [tables.summary(row) | tables.gain(row, findings.results) for row in findings.results],
+        "simulated": [tables.summary(row) for row in findings.simulated],
+        "latent_code": tables.plain(findings.codes),
+        "task_measures": [measured.summary() for measured in findings.measured],
+    }
+    write_atomically(folder / "results.json", json.dumps(summaries, indent=1, allow_nan=False))
+    examples = {
+        "likelihoods": [row for result in findings.results for row in tables.examples(result)],
+        "simulated": [row for result in findings.simulated for row in tables.examples(result)],
+        "task_measures": [measured.examples() for measured in findings.measured],
+    }
+    write_atomically(folder / "examples.json", json.dumps(examples, allow_nan=False))
+
+
+def _open_runs(workdirs: Sequence[str], request: Request) -> list[Run]:
+    """Loads the models of every workdir and the arrays that they are measured on.
+
+    Raises:
+      UserError: where one cannot be read, or rows of one column would not be about the same y.
+    """
+    runs = [_open_run(workdir, request) for workdir in workdirs]
+    if len(set(workdirs)) < len(workdirs):
+        raise UserError("the same --workdir is named twice")
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        first = firsts.setdefault(run.task.title, run)
+        if (run.protocol, run.fingerprint) != (first.protocol, first.fingerprint):
+            raise UserError(
+                f"{first.workdir} ({first.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
+                "data or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
+            )
+    few = request.num_examples or None
+    return [
+        run._replace(
+            arrays={name: array[:few] for name, array in run.arrays.items()},
+            label=_label(run, runs),
+            base=_base(run, runs),
+        )
+        for run in runs
+    ]
+
+
+def _open_run(workdir: str, request: Request) -> Run:
+    models, split = trained.load_seeds(workdir, request.changes), request.split
+    config, task = models[0].config, models[0].task
+    if request.data_dir is not None:
+        config.data.dir = request.data_dir
+    try:
+        splits = data.load(config.data, task.sources)
+        arrays = data.of(data.check(splits, task, config.data.source), split)
+    except UserError as error:
+        raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
+    digest = fingerprint(task, {split: arrays})[split]
+    if read_fingerprint(workdir).get(split, digest) != digest:
+        LOGGER.warning("%s: the %s split is not the one that lay beside its training data", workdir, split)
+    return Run(workdir, models, arrays, f"{task.protocol}, {config.data.source} {split}", digest)
+
+
+def _label(run: Run, runs: Sequence[Run]) -> str:
+    """Returns the config's name, and the workdir where other runs of that name stand in the same column."""
+    name, column = run.models[0].config.name, run.task.title
+    twins = [other for other in runs if (other.models[0].config.name, other.task.title) == (name, column)]
     return name if len(twins) == 1 else f"{name} ({run.workdir})"
 
 
-def _base(run: "Run", runs: Sequence["Run"]) -> str:
-    """What names a run's figures: its folder's name, or its whole path where others have that name."""
+def _base(run: Run, runs: Sequence[Run]) -> str:
+    """Returns what names a run's figures: its folder's name, or its whole path where others have that name."""
     base = pathlib.Path(run.workdir).name
-    twins = [one for one in runs if pathlib.Path(one.workdir).name == base]
+    twins = [other for other in runs if pathlib.Path(other.workdir).name == base]
     return base if len(twins) == 1 else run.workdir.strip("./").replace("/", "_")
 
 
-def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int, settings: Annealing) -> None:
+def _check_left_out(run: Run, plan: Plan) -> None:
     """Says what a run's stages have no cells for, because a recognition network was not trained; raises if that is all.
 
     Before anything is measured: that may take hours.
     """
-    for stage in run.trained[0].stages:
-        how = run.trained[0].how(stage.name)
-        if simulate and stage.model.autoregressive and not how.exact:
+    for stage in run.models[0].stages:
+        fitted: Fitted = run.models[0].fitted(stage.name)
+        if plan.simulate and stage.model.autoregressive and not fitted.exact:
             raise UserError(f"{run.workdir}: {annealing.NOT_SIMULATED}")
-        usable = _usable(how, wanted, settings)
-        simulated = simulate and (how.has_recognition or settings.start == "prior")
-        names = list(dict.fromkeys(name for name, count in wanted if (name, count) not in usable))
-        names += ["bdmc"] * bool(simulate and not simulated)
-        if how.exact or not names:
+        usable, simulated = plan.usable(fitted), plan.simulates(fitted)
+        names = list(dict.fromkeys(name for name, count in plan.estimators if (name, count) not in usable))
+        names += ["bdmc"] * bool(plan.simulate and not simulated)
+        if fitted.exact or not names:
             continue
         shown = ", ".join(repr(name) for name in names)
         if not usable and not simulated:
@@ -330,51 +313,3 @@ def _check_left_out(run: "Run", wanted: Sequence[tuple[str, int]], simulate: int
                 "draw; add --estimator=mc, or ais with --ais_start=prior"
             )
         LOGGER.warning("%s: %s was trained without its recognition network: no %s", run.workdir, stage.name, shown)
-
-
-class Run(NamedTuple):
-    """A trained experiment beside the arrays it is to be measured on."""
-
-    workdir: str
-    trained: list[Experiment]  # one a seed
-    arrays: dict[str, np.ndarray]
-    protocol: str
-    fingerprint: str  # of the arrays
-
-
-def _open(workdir: str, split: str, data_dir: str | None, changes: Sequence[str]) -> Run:
-    trained = experiment.load_seeds(workdir, changes)
-    config, task = trained[0].config, trained[0].task
-    if data_dir is not None:
-        config.data.dir = data_dir
-    try:
-        arrays = data.of(data.load(config.data, task), split)
-    except UserError as error:
-        raise UserError(f"{error}. --data_dir says where the data of {workdir} lie now") from None
-    fingerprint = experiment.fingerprint(task, {split: arrays})[split]
-    if experiment.read_fingerprint(workdir).get(split, fingerprint) != fingerprint:
-        LOGGER.warning("%s: the %s split is not the one that lay beside its training data", workdir, split)
-    return Run(workdir, trained, arrays, f"{task.protocol}, {config.data.source} {split}", fingerprint)
-
-
-def _check_comparable(runs: Sequence[Run]) -> None:
-    """Raises where rows of one column would not be about the same y."""
-    if len({run.workdir for run in runs}) < len(runs):
-        raise UserError("the same --workdir is named twice")
-    first: dict[str, Run] = {}
-    for run in runs:
-        other = first.setdefault(run.trained[0].task.column, run)
-        if (run.protocol, run.fingerprint) != (other.protocol, other.fingerprint):
-            raise UserError(
-                f"{other.workdir} ({other.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
-                "data or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
-            )
-
-
-def _counts(num_samples: Sequence[int | str]) -> list[int]:
-    counts = []
-    for count in num_samples:
-        if not re.fullmatch("[0-9]+", str(count), re.ASCII) or int(count) < 1:
-            raise UserError(f"num_samples={count} must be a whole number of at least 1")
-        counts.append(int(count))
-    return counts

@@ -1,145 +1,173 @@
-"""What an evaluation has found, laid out in Markdown and in figures."""
+"""An evaluation's results, laid out in Markdown and in figures."""
 
 import math
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cvae_jax import figures
-from cvae_jax.evaluation import tables
+from cvae_jax.evaluation import figures, tables
 from cvae_jax.evaluation.tables import Result
-from cvae_jax.inference import diagnostics
-from cvae_jax.inference.ais import Annealing
-from cvae_jax.inference.estimators import Estimate, Mean, mean_over_examples
+from cvae_jax.inference import Ais, diagnostics
+from cvae_jax.inference.estimators import Mean, standard_error
+from cvae_jax.task import Metric
 
 
-class TaskMeasure(NamedTuple):
-    """What a task measures of one model beside log p(y|x)."""
+class Measurement(NamedTuple):
+    """A metric of one model on one split."""
 
     workdir: str
     column: str
     model: str
-    name: str  # with its unit after a comma
-    seeds: tuple[int, ...]  # of the independent models
-    values: np.ndarray  # [seeds, examples], or [seeds, examples, numbers] with `pool`
-    known: float | None  # of a perfect model
-    pool: Callable[[np.ndarray], np.ndarray] | None = None  # of a measure that is no mean, see model.Measures
-    step: str | None = None  # what a step is of a measure of every step: values are then [seeds, examples, steps]
+    name: str
+    seeds: tuple[int, ...]  # of the independent models; () of a baseline
+    metric: Metric  # its values begin with the axis of the seeds, [seeds, examples, ...]
+    clusters: np.ndarray | None = None  # which examples belong together, see `estimators.standard_error`
+
+    @property
+    def title(self) -> str:
+        """The name with its unit."""
+        return ", ".join(filter(None, (self.name, self.metric.unit)))
+
+    @property
+    def perfect(self) -> float | None:
+        """The value of a perfect model: of all examples, or its mean over those that are measured."""
+        perfect, values = self.metric.perfect, self.metric.values
+        if perfect is None or not np.ndim(perfect):
+            return None if perfect is None else float(perfect)
+        missing = np.isnan(values).any((0, *range(2, values.ndim)))
+        mean = _mean(np.where(missing, math.nan, perfect))
+        return None if math.isnan(mean) else mean
 
     def mean(self) -> tuple[Mean, float]:
-        """Mean over examples and seeds with its errors, and its deviation over seeds.
+        """Returns the mean over examples and seeds with its errors, and its deviation over seeds.
 
-        A pooled measure's standard error is the jackknife's over examples; NaN where it is not defined without some
-        example, so that nothing is known of it.
+        Examples whose value is NaN are left out. A pooled metric's standard error is the jackknife's over examples;
+        NaN where it is not defined without some example, so that nothing is known of it.
         """
-        if self.pool is not None:
-            sums, count = self.values.sum(1), self.values.shape[1]
-            of_seeds = self.pool(sums)
-            without = self.pool(sums[:, None] - self.values).mean(0)
-            error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()) if count > 1 else np.nan
-            return Mean(float(of_seeds.mean()), 0.0, float(error)), tables.deviation(list(of_seeds))
-        values = self._of_examples()
-        known = np.zeros(values.shape[1])  # nothing is estimated: no Monte Carlo error
-        of_examples = Estimate(values.mean(0), known, known + 1, known + np.nan)
-        return mean_over_examples(of_examples), tables.deviation(list(values.mean(1)))
+        by_seed = self._by_seed()
+        if self.metric.pool is not None:
+            return Mean(float(by_seed.mean()), 0.0, self._jackknife()), tables.deviation(list(by_seed))
+        values = self._by_example().mean(0)
+        spread = standard_error(values, self.clusters)
+        # Nothing is estimated: no Monte Carlo error.
+        return Mean(_mean(values), 0.0, spread), tables.deviation(list(by_seed))
 
-    def _of_examples(self) -> np.ndarray:
-        """[seeds, examples], of a measure that is a mean over examples."""
-        return self.values if self.step is None else self.values.mean(2)
+    def _by_example(self) -> np.ndarray:
+        """Returns [seeds, examples], of a metric that is a mean over examples."""
+        return self.metric.values.mean(2) if self.metric.step else self.metric.values
 
-    def of_steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean over seeds and examples of every step of a sequence, and its standard error over examples, [steps]."""
-        of_examples = self.values.mean(0)
-        count = len(of_examples)
-        error = of_examples.std(0, ddof=1) / np.sqrt(count) if count > 1 else np.full(of_examples.shape[1], np.nan)
-        return of_examples.mean(0), error
+    def _by_seed(self) -> np.ndarray:
+        """Returns the metric of each seed, [seeds]."""
+        if self.metric.pool is None:
+            return np.array([_mean(values) for values in self._by_example()])
+        return self.metric.pool(np.nansum(self.metric.values, 1))
+
+    def _jackknife(self) -> float:
+        """Returns the standard error of a pooled metric by leaving out each example, or each cluster, in turn."""
+        assert self.metric.pool is not None
+        there = ~np.isnan(self.metric.values).all((0, 2))
+        values = np.nan_to_num(self.metric.values[:, there], nan=0.0)
+        if self.clusters is not None:
+            names, members = np.unique(self.clusters[there], return_inverse=True)
+            sums = np.zeros((len(names), len(values), values.shape[2]))
+            np.add.at(sums, members, values.swapaxes(0, 1))
+            values = sums.swapaxes(0, 1)
+        count = values.shape[1]
+        if count <= 1:
+            return math.nan
+        without = self.metric.pool(values.sum(1)[:, None] - values).mean(0)
+        return float(np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum()))
+
+    def by_step(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the mean over seeds and examples of every step of a sequence, and its standard error, [steps]."""
+        values = self.metric.values.mean(0)
+        errors = [standard_error(column, self.clusters) for column in values.T]
+        return np.array([_mean(column) for column in values.T]), np.array(errors)
 
     def summary(self) -> dict[str, Any]:
-        """As numbers for JSON."""
+        """Returns numbers for JSON."""
         mean, deviation = self.mean()
         numbers = {"mean": mean.value, "standard_error": mean.standard_error, "deviation_over_seeds": deviation}
-        of_seeds = self._of_examples().mean(1) if self.pool is None else self.pool(self.values.sum(1))
-        of_steps = {} if self.step is None else dict(zip(("of_steps", "errors_of_steps"), self.of_steps(), strict=True))
-        return tables.plain({**self._identity(), **numbers, "of_seeds": of_seeds, **of_steps})
+        steps = dict(zip(("of_steps", "errors_of_steps"), self.by_step(), strict=True)) if self.metric.step else {}
+        return tables.plain({**self._identity(), **numbers, "of_seeds": self._by_seed(), **steps})
 
     def examples(self) -> dict[str, Any]:
-        """Every example's value for JSON."""
-        return tables.plain({**self._identity(), "values": self.values})
+        """Returns every example's value for JSON."""
+        return tables.plain({**self._identity(), "values": self.metric.values})
 
     def _identity(self) -> dict[str, Any]:
-        return {name: value for name, value in self._asdict().items() if name not in ("values", "pool", "step")}
+        names = {"workdir": self.workdir, "column": self.column, "model": self.model, "name": self.title}
+        return {**names, "seeds": self.seeds, "known": self.perfect}
+
+
+def _there(values: np.ndarray) -> np.ndarray:
+    """Returns the values that are not NaN, laid flat."""
+    return values[~np.isnan(values)]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Returns the mean of the values that are not NaN; NaN where none is."""
+    there = _there(values)
+    return float(there.mean()) if len(there) else math.nan
 
 
 class Findings(NamedTuple):
-    """What is laid out in the end, in the order in which it was measured."""
+    """Everything that is laid out in the end, in the order in which it was measured."""
 
     results: list[Result]
     simulated: list[Result]  # on y drawn from the models
     codes: list[dict[str, Any]]
-    measured: list[TaskMeasure]
+    measured: list[Measurement]
 
 
-def draw(measured: list[TaskMeasure], folder: pathlib.Path, split: str) -> None:
-    """Saves a figure of every measure that one tells something about.
+def draw(measured: list[Measurement], folder: pathlib.Path, split: str) -> None:
+    """Draws a per-step metric as one curve per model, and any other non-binary metric as a histogram over examples.
 
-    Of a measure of every step its course, of all models; of any other mean that is of no mere yes or no, its histogram
-    over examples of each model's first seed.
+    The histogram is of the first seed of each model. A pooled metric has no figure.
     """
-    columns = dict.fromkeys((one.column, one.name) for one in measured)
+    columns = dict.fromkeys((measurement.column, measurement.name) for measurement in measured)
     for column, name in columns:
-        of_all = [one for one in measured if (one.column, one.name) == (column, name)]
-        found = [one for one in of_all if one.seeds]
+        rows = [measurement for measurement in measured if (measurement.column, measurement.name) == (column, name)]
+        models = [row for row in rows if row.seeds]
+        binary = all(len(np.unique(_there(row.metric.values))) <= 2 for row in models)
         alone = [other for _, other in columns].count(name) == 1
-        file = "_".join((name.split(",")[0] + f" {column}" * (not alone)).split())
-        step = of_all[0].step
-        if step is not None:
-            courses = {one.model: one.of_steps() for one in of_all}
-            figures.courses(courses, folder / f"{file}.png", f"{column}, {split} split", step, name)
+        path = folder / ("_".join((name.split(",")[0] + f" {column}" * (not alone)).split()) + ".png")
+        title, step = f"{column}, {split} split", rows[0].metric.step
+        if step:
+            figures.curves({row.model: row.by_step() for row in rows}, path, title, step, rows[0].title)
             continue
-        if any(one.pool for one in found) or all(len(np.unique(one.values)) <= 2 for one in found):
+        if binary or any(row.metric.pool for row in models):
             continue
-        values = {one.model + f", seed {one.seeds[0]}" * (len(one.seeds) > 1): one.values[0] for one in found}
-        figures.histograms(values, folder / f"{file}.png", f"{column}, {split} split", name, found[0].known)
+        values = {row.model + f", seed {row.seeds[0]}" * (len(row.seeds) > 1): row.metric.values[0] for row in models}
+        present = {label: _there(array) for label, array in values.items() if len(_there(array))}
+        if present:
+            figures.histograms(present, path, title, models[0].title, models[0].perfect)
 
 
-def _of_column(measured: list[TaskMeasure]) -> list[list[str]]:
-    """A table of the measures of one task: a line a measure, a column a model."""
-    models = list(dict.fromkeys(one.model for one in measured))
-    known = any(one.known is not None for one in measured)
-    lines = [[measured[0].column, *models, *["a perfect model"] * known]]
-    for name in dict.fromkeys(one.name for one in measured):
-        cells = {one.model: one for one in measured if one.name == name}
+def _column_table(measured: list[Measurement]) -> list[list[str]]:
+    """Returns a table of the metrics of one task: a line a metric, a column a model."""
+    models = list(dict.fromkeys(measurement.model for measurement in measured))
+    perfect = any(measurement.perfect is not None for measurement in measured)
+    lines = [[measured[0].column, *models, *["a perfect model"] * perfect]]
+    for title in dict.fromkeys(measurement.title for measurement in measured):
+        cells = {measurement.model: measurement for measurement in measured if measurement.title == title}
         values = [tables.with_errors(*cells[model].mean()) if model in cells else "" for model in models]
-        perfect = next(iter(cells.values())).known
-        lines.append([name, *values, *["" if perfect is None else f"{perfect:.4f}"] * known])
+        known = next((cell.perfect for cell in cells.values() if cell.perfect is not None), None)
+        lines.append([title, *values, *["" if known is None else f"{known:.4f}"] * perfect])
     return lines
 
 
-def text(found: Findings, settings: Annealing) -> str:
-    """The tables with what their figures mean, in Markdown."""
-    results, simulated, codes, measured = found
+def text(findings: Findings, settings: Ais) -> str:
+    """Returns the tables with what their figures mean, in Markdown; `settings` are those of annealing."""
+    results, simulated, codes, measured = findings
     everything = (*results, *simulated)
-    compared = [tables.reference(one, results).model for one in results if tables.is_compared(one, results)]
-    protocols = "; ".join(sorted({result.protocol for result in results or simulated}))
-    counts = sorted({len(result.estimates[0].value) for result in everything})
-    seeds = max(len(result.seeds) for result in everything)
-    names = {result.estimator for result in everything}
+    count = [len(result.estimates[0].value) for result in everything]
     parts = [
         *([tables.table(results)] if results else []),
-        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
-        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
-        "± is the standard error over examples"
-        + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
-        + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
-        "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
-        "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
-        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
-        "way, less so with more samples; the jackknife takes most of that bias off.",
-        *([f"A gain is over {', '.join(dict.fromkeys(compared))}, paired by example."] if compared else []),
+        *_explained(results, everything),
     ]
-    if names & {"ais", "bdmc, lower bound"}:
+    if {result.estimator for result in everything} & {"ais", "bdmc, lower bound"}:
         parts.append(
             f"Annealing: chains (under samples) of {settings.num_steps} temperatures with {settings.num_leapfrog} "
             f"leapfrog steps each, from {'q(z|x,y)' if settings.start == 'recognition' else 'p(z|x)'}."
@@ -152,22 +180,51 @@ def text(found: Findings, settings: Annealing) -> str:
             "their MC errors. An estimator that stands between them is right here, on y that this model holds likely.",
         ]
     if codes:
-        units = max(code["units"] for code in codes)
-        by_chance = min(1.0, math.sqrt(math.log(2 * units / 0.05) / min(counts)))  # both samples are of that size
-        lines = [["model", "column", "seed", "KL", "active units", "largest mismatch"]]
-        for code in codes:
-            active = f"{code['active_units']} of {code['units']}"
-            values = [f"{code['kl']:.2f}", active, f"{code['largest_mismatch']:.2f}"]
-            lines.append([code["model"], code["column"], str(code["seed"]), *values])
-        parts += [
-            "## Latent code",
-            "\n".join(tables.markdown(lines)),
-            f"KL(q || p) in nats, mean over examples, all units. A unit is active from {diagnostics.ACTIVE_KL} nats "
-            "on. Mismatch: the Kolmogorov-Smirnov distance between a unit's aggregate posterior and aggregate prior; "
-            f"the largest of {units} is above {by_chance:.2f} by chance in at most 5% of cases.",
-        ]
+        parts += _latent_code(codes, min(count))
     if measured:
         parts.append("## What the tasks measure")
-        for column in dict.fromkeys(one.column for one in measured):
-            parts.append("\n".join(tables.markdown(_of_column([one for one in measured if one.column == column]))))
+        for column in dict.fromkeys(measurement.column for measurement in measured):
+            rows = [measurement for measurement in measured if measurement.column == column]
+            parts.append("\n".join(tables.markdown(_column_table(rows))))
     return "\n\n".join(parts) + "\n"
+
+
+def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[str]:
+    """Returns what the figures of the table mean."""
+    compared = [tables.reference(result, results).model for result in results if tables.is_compared(result, results)]
+    protocols = "; ".join(sorted({result.protocol for result in results or everything}))
+    counts = sorted({len(result.estimates[0].value) for result in everything})
+    clusters = {len(np.unique(result.clusters)) for result in everything if result.clusters is not None}
+    over = "examples" if not clusters else f"{' or '.join(f'{count:,}' for count in sorted(clusters))} clusters of them"
+    seeds = max(len(result.seeds) for result in everything)
+    return [
+        f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
+        f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
+        f"± is the standard error over {over}"
+        + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
+        + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
+        "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
+        "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
+        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
+        "way, less so with more samples; the jackknife takes most of that bias off.",
+        *([f"A gain is over {', '.join(dict.fromkeys(compared))}, paired by example."] if compared else []),
+    ]
+
+
+def _latent_code(codes: list[dict[str, Any]], count: int) -> list[str]:
+    """Returns the table of the latent codes of models that were measured on `count` examples."""
+    dimensions = max(code["units"] for code in codes)
+    by_chance = min(1.0, math.sqrt(math.log(2 * dimensions / 0.05) / count))  # both samples are of that size
+    lines = [["model", "column", "seed", "KL", "active dimensions", "largest mismatch"]]
+    for code in codes:
+        active = f"{code['active_units']} of {code['units']}"
+        values = [f"{code['kl']:.2f}", active, f"{code['largest_mismatch']:.2f}"]
+        lines.append([code["model"], code["column"], str(code["seed"]), *values])
+    return [
+        "## Latent code",
+        "\n".join(tables.markdown(lines)),
+        f"KL(q || p) in nats, mean over examples, all latent dimensions. A dimension is active from "
+        f"{diagnostics.ACTIVE_KL} nats on. Mismatch: the Kolmogorov-Smirnov distance between a dimension's aggregate "
+        f"posterior and aggregate prior; the largest of {dimensions} is above {by_chance:.2f} by chance in at most 5% "
+        "of cases.",
+    ]

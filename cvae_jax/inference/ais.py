@@ -28,7 +28,7 @@ from cvae_jax import keys
 from cvae_jax.errors import UserError
 from cvae_jax.inference.estimators import Estimate, log_mean_exp
 from cvae_jax.inference.hmc import Point, transitions
-from cvae_jax.model import Batch, Model, PyTree, Variables
+from cvae_jax.model import Batch, Fitted, PyTree
 
 BLOCK_EXAMPLES = 10  # that a device computes at once
 BLOCK_CHAINS = 16  # of each example at once; as many in the pilot
@@ -40,8 +40,8 @@ TARGET_ACCEPTANCE = 0.7  # 0.65 is the optimum in many dimensions (Beskos et al.
 GAIN = 0.5
 
 
-class Annealing(NamedTuple):
-    """How chains run.
+class Ais(NamedTuple):
+    """How chains of annealed importance sampling run.
 
     One costs num_steps * num_leapfrog evaluations of the densities, with two gradients each. They run BLOCK_CHAINS at
     once, so that 17 cost as much as 32; the pilot costs as much as BLOCK_CHAINS.
@@ -53,7 +53,7 @@ class Annealing(NamedTuple):
 
 
 class Chains(NamedTuple):
-    """What the chains of one direction found."""
+    """The chains of one direction."""
 
     log_weights: np.ndarray  # float64 [chains, batch, *factors], nats
     acceptance: np.ndarray  # float32, as large: the mean over temperatures; NaN with one step
@@ -80,56 +80,68 @@ class ChainKeys(NamedTuple):
     move: Array  # from which the keys of its transitions are folded
 
 
-def ais(
-    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = Annealing()
-) -> Chains:
-    """Annealed importance sampling: exp(log_weights) is unbiased for p(y|x), see `estimators.log_mean_exp`.
+def ais(fitted: Fitted, batch: Batch, num_chains: int, key: Array, settings: Ais) -> Chains:
+    """Runs annealed importance sampling: exp(log_weights) is unbiased for p(y|x), see `estimators.log_mean_exp`.
 
-    Each chain depends on (key, settings, index of the example, number of the chain) alone.
+    Each chain depends on (key, settings, id of the example, number of the chain) alone.
+
+    Args:
+      fitted: a model with its variables.
+      batch: with y.
+      num_chains: for every example.
+      key: of all random numbers.
+      settings: how chains run.
 
     Raises:
       UserError: for wrong settings, a batch without y, a model without z or without the network to start from.
     """
     if batch.y is None:
         raise UserError("log p(y|x) needs y")
-    return _run(model, variables, batch, None, num_chains, key, settings)[0]
+    return _run(fitted, batch, None, num_chains, key, settings)[0]
 
 
-def simulate(model: Model, variables: Variables, batch: Batch, key: Array) -> tuple[Batch, PyTree]:
-    """The batch with a y drawn from p(y|x), and the z it was drawn with: an exact sample of p(z|x,y).
+def simulate(fitted: Fitted, batch: Batch, key: Array) -> tuple[Batch, PyTree]:
+    """Returns the batch with a y drawn from p(y|x), and the z it was drawn with: an exact sample of p(z|x,y).
 
     Elements of weight 0, which p(y|x,z) leaves out, are 0: a recognition network that saw them would know more of
     that z than y tells.
     """
-    shared = (variables, keys.substream(key, "simulate"))
-    done = _in_blocks(partial(_simulate, model), shared, batch._replace(y=None))
-    y, z = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(batch.index)], *done)
+    shared = (fitted, keys.substream(key, "simulate"))
+    done = _in_blocks(_simulate, shared, batch._replace(y=None))
+    y, z = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(batch.ids)], *done)
     return batch._replace(y=y), z
 
 
-def bdmc(
-    model: Model, variables: Variables, batch: Batch, num_chains: int, key: Array, settings: Annealing = Annealing()
-) -> Bidirectional:
-    """Bidirectional Monte Carlo: how far from the truth annealing is, on y drawn from the model.
+def bdmc(fitted: Fitted, batch: Batch, num_chains: int, key: Array, settings: Ais) -> Bidirectional:
+    """Runs bidirectional Monte Carlo: it tells how far from the truth annealing is, on y drawn from the model.
 
     The batch's y is not looked at. Its weight must be 0 or 1: else p(y|x,z) is no density, and nothing is bounded.
+
+    Args:
+      fitted: a model with its variables.
+      batch: whose x is taken.
+      num_chains: for every example, in each direction.
+      key: of all random numbers.
+      settings: how chains run.
 
     Raises:
       UserError: for wrong settings, a model without z or without the network to start from, or one that scores parts
         of y given the true ones before them.
     """
-    if model.autoregressive:
+    if fitted.model.autoregressive:
         raise UserError(NOT_SIMULATED)
     if any(((np.asarray(weight) != 0) & (np.asarray(weight) != 1)).any() for weight in jax.tree.leaves(batch.weight)):
         raise UserError("bdmc needs weights of 0 or 1: with others p(y|x,z) is no density, and nothing is bounded")
-    simulated, z = simulate(model, variables, batch, key)
-    return Bidirectional(simulated, *_run(model, variables, simulated, z, num_chains, key, settings))
+    simulated, z = simulate(fitted, batch, key)
+    return Bidirectional(simulated, *_run(fitted, simulated, z, num_chains, key, settings))
 
 
-def bounds(found: Bidirectional) -> tuple[Estimate, Estimate]:
-    """Lower and upper bound, in expectation, of log p(y|x), summed over factors: float64 [batch], nats."""
-    inverse = log_mean_exp(-found.reverse.log_weights)
-    return log_mean_exp(found.forward.log_weights), inverse._replace(value=-inverse.value)
+def bounds(chains: Bidirectional) -> tuple[Estimate, Estimate]:
+    """Returns a lower and an upper bound, in expectation, of log p(y|x), summed over factors: float64 [batch], nats."""
+    inverse = log_mean_exp(-chains.reverse.log_weights)
+    assert inverse.per_factor is not None
+    upper = inverse._replace(value=-inverse.value, per_factor=-inverse.per_factor)
+    return log_mean_exp(chains.forward.log_weights), upper
 
 
 def temperatures(num_steps: int) -> np.ndarray:
@@ -147,7 +159,7 @@ def temperatures(num_steps: int) -> np.ndarray:
 # On the host.
 
 
-def check(num_chains: int, settings: Annealing) -> None:
+def check(num_chains: int, settings: Ais) -> None:
     """Raises a UserError for settings that cannot be."""
     numbers = {"num_chains": num_chains, "num_steps": settings.num_steps, "num_leapfrog": settings.num_leapfrog}
     for name, number in numbers.items():
@@ -157,62 +169,61 @@ def check(num_chains: int, settings: Annealing) -> None:
         raise UserError(f"start={settings.start!r} is not known; choose recognition or prior")
 
 
-def _check_model(model: Model, variables: Variables, batch: Batch, settings: Annealing) -> None:
+def _check_model(fitted: Fitted, batch: Batch, settings: Ais) -> None:
     """Raises a UserError where there is no z, or nothing to start from."""
-    z, log_q_z = _draw_from_prior(model, variables, jax.tree.map(lambda leaf: leaf[:1], batch))
+    z, log_q_z = _draw_from_prior(fitted, jax.tree.map(lambda leaf: leaf[:1], batch))
     if not jax.tree.leaves(z):
         raise UserError("the model has no latent variables: its log p(y|x) is exact, there is nothing to anneal")
     if settings.start == "recognition" and np.isnan(log_q_z).all():
         raise UserError('log q(z|x,y) is NaN: the model has no recognition network to start from; set start="prior"')
 
 
-@partial(jax.jit, static_argnums=0)
-def _draw_from_prior(model: Model, variables: Variables, batch: Batch) -> tuple[PyTree, Array]:
-    draw = model.draw(variables, model.encode(variables, batch), keys.unused(batch.index), "prior")
+@jax.jit
+def _draw_from_prior(fitted: Fitted, batch: Batch) -> tuple[PyTree, Array]:
+    draw = fitted.draw(fitted.encode(batch), keys.unused(batch.ids), "prior")
     return draw.z, draw.log_q_z
 
 
-def _run(
-    model: Model, variables: Variables, batch: Batch, exact: PyTree, num_chains: int, key: Array, settings: Annealing
-) -> list[Chains]:
-    """Forward chains, and reverse ones if `exact` holds a z for every example to start them from."""
+def _run(fitted: Fitted, batch: Batch, exact: PyTree, num_chains: int, key: Array, settings: Ais) -> list[Chains]:
+    """Runs forward chains, and reverse ones if `exact` holds a z for every example to start them from."""
     check(num_chains, settings)
-    _check_model(model, variables, batch, settings)
+    _check_model(fitted, batch, settings)
     key = keys.substream(key, settings.start)  # estimates from different starts are independent
     ladder = temperatures(settings.num_steps)
     increments = np.diff(ladder.astype(np.float64))  # of the float32 temperatures that the chains are at: they add to 1
 
-    def one(shared: PyTree, stream_keys: list[Array], block: Batch, z: PyTree) -> list[Chains]:
+    def run_block(shared: PyTree, stream_keys: list[Array], block: Batch, z: PyTree) -> list[Chains]:
         pilot_key, *direction_keys = stream_keys
-        tuning = _tune(model, settings, shared, block, _chain_keys(pilot_key, block.index, 0, SCALE_DRAWS))
+        tuning = _tune(settings, shared, block, _chain_keys(pilot_key, block.ids, 0, SCALE_DRAWS))
 
         def chains(key: Array, start: PyTree) -> Chains:
             parts = []
             for first in range(0, num_chains, BLOCK_CHAINS):
-                chain_keys = _chain_keys(key, block.index, np.int32(first), BLOCK_CHAINS)
-                found = jax.device_get(_anneal(model, settings, shared, block, tuning, start, chain_keys))
-                parts.append(Chains(np.tensordot(increments, found[0].astype(np.float64), 1), found[1]))
+                chain_keys = _chain_keys(key, block.ids, np.int32(first), BLOCK_CHAINS)
+                annealed = _anneal(settings, shared, block, tuning, start, chain_keys)
+                log_ratio, acceptance = jax.device_get(annealed)
+                parts.append(Chains(np.tensordot(increments, log_ratio.astype(np.float64), 1), acceptance))
             return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_chains], *parts)
 
         return [chains(key, start) for key, start in zip(direction_keys, (None, z), strict=False)]
 
     names = ("pilot", "forward") if exact is None else ("pilot", "forward", "reverse")
-    shared = (variables, ladder), [keys.substream(key, name) for name in names]
-    done = _in_blocks(one, shared, batch, exact)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[:, : len(batch.index)], *done)
+    shared = (fitted, ladder), [keys.substream(key, name) for name in names]
+    done = _in_blocks(run_block, shared, batch, exact)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, 1)[:, : len(batch.ids)], *done)
 
 
 def _in_blocks(function: Callable[..., Any], shared: tuple[Any, ...], batch: Batch, *more: PyTree) -> list[PyTree]:
-    """function(*shared, *block), on the host, for blocks of BLOCK_EXAMPLES; the last example fills up the last block.
+    """Returns function(*shared, *block), on the host, for blocks of BLOCK_EXAMPLES; the last example fills the last up.
 
     Every device takes the next block when it is free. A thread for each, so that they compile at the same time too.
     """
-    trees, count = jax.device_get((batch, *more)), len(batch.index)
+    trees, count = jax.device_get((batch, *more)), len(batch.ids)
     free: SimpleQueue[jax.Device] = SimpleQueue()
     for device in jax.local_devices():
         free.put(device)
 
-    def one(first: int) -> PyTree:
+    def run(first: int) -> PyTree:
         rows = np.minimum(np.arange(first, first + BLOCK_EXAMPLES), count - 1)
         block = jax.tree.map(lambda leaf: leaf[rows], trees)
         device = free.get()
@@ -223,34 +234,32 @@ def _in_blocks(function: Callable[..., Any], shared: tuple[Any, ...], batch: Bat
             free.put(device)
 
     with ThreadPoolExecutor(free.qsize()) as pool:
-        return list(pool.map(one, range(0, count, BLOCK_EXAMPLES)))
+        return list(pool.map(run, range(0, count, BLOCK_EXAMPLES)))
 
 
 # On a device: one block, whose shapes are always the same.
 
 
-@partial(jax.jit, static_argnums=0)
-def _simulate(model: Model, variables: Variables, key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
-    """y and z of every example."""
-    z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(keys.per_example(key, batch.index))
-    draw = model.draw(variables, model.encode(variables, batch), z_keys, "prior")
+@jax.jit
+def _simulate(fitted: Fitted, key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
+    """Returns y and z of every example."""
+    z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(keys.per_example(key, batch.ids))
+    draw = fitted.draw(fitted.encode(batch), z_keys, "prior")
     y = draw.p_y.sample(y_keys)
     if batch.weight is not None:
-        y = jax.tree.map(lambda one, weight: jnp.where(weight == 0, jnp.zeros_like(one), one), y, batch.weight)
+        y = jax.tree.map(lambda leaf, weight: jnp.where(weight == 0, jnp.zeros_like(leaf), leaf), y, batch.weight)
     return y, draw.z
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _tune(
-    model: Model, settings: Annealing, shared: PyTree, batch: Batch, chain_keys: ChainKeys
-) -> tuple[PyTree, Array]:
-    """The pilot: forward chains whose acceptance steers the step size from one temperature to the next.
+@partial(jax.jit, static_argnums=0)
+def _tune(settings: Ais, shared: PyTree, batch: Batch, chain_keys: ChainKeys) -> tuple[PyTree, Array]:
+    """Runs the pilot: forward chains whose acceptance steers the step size from one temperature to the next.
 
     Returns the scale of z, its standard deviation under the start, and in units of it the step sizes of the
     temperatures between the start and the target, [num_steps - 1, batch, *factors].
     """
-    variables, ladder = shared
-    draw, evaluate = _path(model, settings, variables, batch)
+    fitted, ladder = shared
+    draw, evaluate = _path(settings, fitted, batch)
     draws = jax.vmap(draw)(chain_keys.start)
     scale = jax.tree.map(lambda leaf: leaf.std(0), draws)
     move_all = transitions(evaluate, settings.num_leapfrog, scale)
@@ -269,23 +278,22 @@ def _tune(
     return scale, step_sizes
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _anneal(
-    model: Model,
-    settings: Annealing,
+    settings: Ais,
     shared: PyTree,
     batch: Batch,
     tuning: tuple[PyTree, Array],
     exact: PyTree,
     chain_keys: ChainKeys,
 ) -> tuple[Array, Array]:
-    """Chains forward, or in reverse from the z that are `exact`.
+    """Runs chains forward, or in reverse from the z that are `exact`.
 
     Returns log_ratio on the way from each temperature to the next one, [num_steps, chains, batch, *factors], and the
     mean acceptance [chains, batch, *factors].
     """
-    variables, ladder = shared
-    draw, evaluate = _path(model, settings, variables, batch)
+    fitted, ladder = shared
+    draw, evaluate = _path(settings, fitted, batch)
     reverse = exact is not None
     scale, step_sizes = tuning
     move_all = transitions(evaluate, settings.num_leapfrog, scale)
@@ -309,28 +317,26 @@ def _anneal(
 
 
 @partial(jax.jit, static_argnums=3)
-def _chain_keys(key: Array, index: Array, first: Array, count: int) -> ChainKeys:
-    """Of chains first, ..., first + count - 1. A program of its own, which no model makes compile again."""
-    chains = keys.per_sample(keys.per_example(key, index), first + jnp.arange(count))
+def _chain_keys(key: Array, ids: Array, first: Array, count: int) -> ChainKeys:
+    """Returns keys of chains first, ..., first + count - 1, by a program that no model makes compile again."""
+    chains = keys.per_sample(keys.per_example(key, ids), first + jnp.arange(count))
     return ChainKeys(_at(chains, 0), _at(chains, 1))
 
 
 def _at(chain_keys: Array, number: int | Array) -> Array:
-    """Keys [chains, batch] below others, by number."""
+    """Returns keys [chains, batch] below these, by number."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(chain_keys, number)
 
 
 # One chain.
 
 
-def _path(
-    model: Model, settings: Annealing, variables: Variables, batch: Batch
-) -> tuple[Callable[[Array], PyTree], Callable[[PyTree], Point]]:
-    """Draws a z from the start for keys [batch]; and evaluates a z on the path."""
-    encoding = model.encode(variables, batch)
+def _path(settings: Ais, fitted: Fitted, batch: Batch) -> tuple[Callable[[Array], PyTree], Callable[[PyTree], Point]]:
+    """Returns what draws a z from the start for keys [batch], and what evaluates a z on the path."""
+    encoding = fitted.encode(batch)
 
     def densities(z: PyTree) -> tuple[Array, Array]:
-        draw = model.draw(variables, encoding, keys.unused(batch.index), "given", z)
+        draw = fitted.draw(encoding, keys.unused(batch.ids), "given", z)
         if settings.start == "prior":
             return draw.log_p_z, draw.log_p_y
         return draw.log_q_z, draw.log_p_y + draw.log_p_z - draw.log_q_z
@@ -349,4 +355,4 @@ def _path(
         log_ratio, grad_ratio = with_gradient(1, z)
         return Point(z, log_start, log_ratio, grad_start, grad_ratio)
 
-    return lambda keys: model.draw(variables, encoding, keys, settings.start).z, evaluate
+    return lambda example_keys: fitted.draw(encoding, example_keys, settings.start).z, evaluate

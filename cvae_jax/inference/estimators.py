@@ -1,8 +1,8 @@
-"""Estimates of log p(y|x) from log weights, with their errors and what tells whether to believe them.
+"""Estimates of log p(y|x) from log weights, with their errors and with signs of whether to believe them.
 
 A weight w_s is unbiased for p(y|x); log p(y|x) is estimated by the log of their mean. The weights are kept whole and
-summarised here in float64, as plain arrays: streamed float32 sums would err by more than is promised. Where z and y
-split into parts that are independent given x, each part is estimated by itself and the sum is returned.
+summarised here in float64, as plain arrays: streamed float32 sums would err by more than is promised. Parts of z and y
+that are independent given x are estimated by themselves, and their sum is returned.
 """
 
 import math
@@ -23,8 +23,8 @@ from cvae_jax.objectives import total_kl
 # recognition network alone, so where that fits little is lost; and at most 1 / a = 10 times p(y|x,z), so where it does
 # not, the estimate is as good as Monte Carlo with a tenth of the samples (Hesterberg 1995).
 PRIOR_SHARE = 0.1
-# Where z comes from: a proposal of the models' contract, or the mixture, made of two of these by `inference.scores`.
-Source = Proposal | Literal["defensive"]
+# Where z comes from: a proposal of the models' contract, or the mixture, made of two of these by `draws.scores`.
+Origin = Proposal | Literal["defensive"]
 
 # Log weights within so many nats of each other are equal but for the rounding of float32: they have no tail.
 ROUNDING = 1e-3
@@ -38,36 +38,44 @@ LARGEST_SHAPE = 0.7  # beyond which no affordable number of samples suffices
 
 
 class Estimate(NamedTuple):
-    """An estimate for every example, float64 [batch]. Of factors: the sum's, the least ess and the greatest k_hat."""
+    """An estimate for every example, float64 [batch]; over factors the sum, the least ess and the greatest k_hat."""
 
     value: np.ndarray  # nats
     error: np.ndarray  # its Monte Carlo standard error, nats; 0 where the value is exact
     ess: np.ndarray  # effective sample size; a few only: neither value nor error can be believed
     k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without weights, or with equal ones
+    # float64 [batch, targets], whose sum is the value: a number for each index of the first axis of factors, such as
+    # several y of one x, the other axes added up. None where estimates of several models were put together.
+    per_factor: np.ndarray | None = None
 
 
 class Estimator(NamedTuple):
     """How a draw becomes a number, and numbers an estimate."""
 
-    proposal: Source
+    proposal: Origin
     score: Callable[[Draw], Array]  # a draw's number for every example, [batch, *factors]
     summarise: Callable[[np.ndarray], Estimate]  # of [samples, batch, *factors]
 
 
-def _by_factor(numbers: np.ndarray) -> np.ndarray:
-    """[samples, batch, *factors] -> float64 [samples, batch, factors], one factor where there are no such axes."""
+def _by_factor(numbers: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns [samples, batch, *factors] as float64 [samples, batch, factors], and the length of the first such axis.
+
+    Both have one factor where there are no such axes.
+    """
     numbers = np.asarray(numbers, np.float64)
-    return numbers.reshape(*numbers.shape[:2], -1)
+    return numbers.reshape(*numbers.shape[:2], -1), numbers.shape[2] if numbers.ndim > 2 else 1
 
 
-def _total(each: Estimate) -> Estimate:
-    """The estimate of a sum over independent factors, [batch, factors] -> [batch]."""
-    error = np.sqrt((each.error**2).sum(1))
-    return Estimate(each.value.sum(1), error, each.ess.min(1), np.fmax.reduce(each.k_hat, 1))
+def _total(factors: Estimate, num_targets: int) -> Estimate:
+    """Returns the estimate of a sum over independent factors: [batch, factors] -> [batch]."""
+    error = np.sqrt((factors.error**2).sum(1))
+    k_hat = np.fmax.reduce(factors.k_hat, 1)
+    per_factor = factors.value.reshape(len(factors.value), num_targets, -1).sum(2)
+    return Estimate(factors.value.sum(1), error, factors.ess.min(1), k_hat, per_factor)
 
 
 def _refuse(bad: np.ndarray, what: str) -> None:
-    """Raises where examples are bad, bool [batch, factors]."""
+    """Raises a UserError where examples are bad, bool [batch, factors]."""
     examples = bad.any(1)
     if examples.any():
         raise UserError(
@@ -78,7 +86,7 @@ def _refuse(bad: np.ndarray, what: str) -> None:
 
 
 def log_mean_exp(log_weights: np.ndarray) -> Estimate:
-    """log of the mean weight over samples, [samples, batch, *factors] -> [batch].
+    """Returns the log of the mean weight over samples, [samples, batch, *factors] -> [batch].
 
     The error is that of the delta method, sd(w) / (mean(w) √S); ESS = (Σw)² / Σw² (Kong 1992). Jensen's inequality
     biases the value down by about error²/2.
@@ -86,7 +94,8 @@ def log_mean_exp(log_weights: np.ndarray) -> Estimate:
     Raises:
       UserError: for a weight that is NaN or infinite, or an example whose weights are all 0.
     """
-    return _total(_log_mean_exp(_by_factor(log_weights)))
+    log_weights, num_targets = _by_factor(log_weights)
+    return _total(_log_mean_exp(log_weights), num_targets)
 
 
 def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
@@ -103,20 +112,20 @@ def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
 
 
 def jackknife(log_weights: np.ndarray) -> Estimate:
-    """log of the mean weight with its bias removed to first order in 1/S, [samples, batch, *factors] -> [batch].
+    """Returns the log of the mean weight, its bias removed to first order: [samples, batch, *factors] -> [batch].
 
     JVI of order 1 (Nowozin 2018, "Debiasing evidence approximations"): S l(S) - (S - 1) l(S - 1), with l(S) the log of
     the mean and l(S - 1) its average over leaving out one sample. Leaving out a weight that is the share v of the sum
     adds log(S / (S - 1)) + log(1 - v) to l. All this moves the value by O(1/S), so its error, to first order, is that
     of `log_mean_exp`.
 
-    Where one weight is the whole sum the correction is infinite: the value stops at the largest log weight, which no
+    The correction is infinite if one weight is the whole sum: the value stops at the largest log weight, which no
     mean exceeds; ESS and k̂ flag such examples.
 
     Raises:
       UserError: as `log_mean_exp`, and for fewer than two samples.
     """
-    log_weights = _by_factor(log_weights)
+    log_weights, num_targets = _by_factor(log_weights)
     num_samples = len(log_weights)
     if num_samples < 2:
         raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
@@ -125,24 +134,26 @@ def jackknife(log_weights: np.ndarray) -> Estimate:
     with np.errstate(divide="ignore"):
         moved = math.log(num_samples / (num_samples - 1)) + np.log1p(-shares).mean(0)
     value = np.minimum(plain.value - (num_samples - 1) * moved, log_weights.max(0))
-    return _total(plain._replace(value=value))
+    return _total(plain._replace(value=value), num_targets)
 
 
 def plain_mean(scores: np.ndarray) -> Estimate:
-    """Mean over samples, [samples, batch, *factors] -> [batch], with its standard error; every sample counts in full.
+    """Returns the mean over samples, [samples, batch, *factors] -> [batch], with its standard error.
+
+    Every sample counts in full: their effective number is how many there are.
 
     Raises:
       UserError: for a score that is not finite.
     """
-    scores = _by_factor(scores)
+    scores, num_targets = _by_factor(scores)
     _refuse(~np.isfinite(scores).all(0), "the scores are not finite")
     num_samples, mean = len(scores), scores.mean(0)
     error = scores.std(0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.nan * mean
-    return _total(Estimate(mean, error, np.full_like(mean, num_samples), np.full_like(mean, np.nan)))
+    return _total(Estimate(mean, error, np.full_like(mean, num_samples), np.full_like(mean, np.nan)), num_targets)
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Shape of the generalised Pareto distribution fitted to the largest weights, [samples, ...] -> [...].
+    """Returns the shape of the generalised Pareto distribution fitted to the largest weights, [samples, ...] -> [...].
 
     k̂ of Pareto-smoothed importance sampling (Vehtari et al. 2024): moments of the weights beyond the 1/k̂-th do not
     exist. NaN where the largest weights are equal but for rounding: there is no tail. inf, the worst, where in float64
@@ -176,18 +187,18 @@ class Unreliable(NamedTuple):
 
 
 def largest_shape(num_samples: int) -> float:
-    """The k̂ up to which so many samples suffice: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
+    """Returns the k̂ up to which so many samples suffice: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
     return min(1 - 1 / math.log10(num_samples), LARGEST_SHAPE)
 
 
 def unreliable(estimate: Estimate, num_samples: int) -> Unreliable:
-    """Which examples' estimates cannot be believed, by the k̂ of `num_samples` weights."""
+    """Returns which examples' estimates cannot be believed, by the k̂ of `num_samples` weights."""
     limit = largest_shape(max(num_samples, FEWEST_SAMPLES))
     return Unreliable(estimate.k_hat > min(limit, INFINITE_VARIANCE), estimate.k_hat > limit)
 
 
 def cautions(estimate: Estimate, num_samples: int) -> list[str]:
-    """What to tell whoever reads the estimate: a line for its values, one for its errors, or none."""
+    """Returns warnings for whoever reads the estimate: a line for its values, one for its errors, or none."""
     doubted, count = unreliable(estimate, num_samples), len(estimate.value)
     lines = []
     if doubted.value.any() and num_samples < FEWEST_SAMPLES:
@@ -210,19 +221,20 @@ def cautions(estimate: Estimate, num_samples: int) -> list[str]:
 
 
 def elbo_score(draw: Draw) -> Array:
-    """log p(y|x,z) - KL(q || p) of one draw, [batch]: its mean is the evidence lower bound."""
+    """Returns log p(y|x,z) - KL(q || p) of one draw, [batch]: its mean is the evidence lower bound."""
     return sum_per_example(draw.log_p_y) - total_kl(draw)
 
 
 def importance_score(draw: Draw) -> Array:
-    """Log weight p(y|x,z) p(z|x) / q(z|x,y) of a draw from the recognition network, [batch, *factors]."""
+    """Returns the log weight p(y|x,z) p(z|x) / q(z|x,y) of a draw from the recognition network, [batch, *factors]."""
     return draw.log_p_y + draw.log_p_z - draw.log_q_z
 
 
 def defensive_score(draw: Draw) -> Array:
-    """Log weight p(y|x,z) p(z|x) / (a p(z|x) + (1 - a) q(z|x,y)) with a = PRIOR_SHARE, [batch, *factors].
+    """Returns the log weight p(y|x,z) p(z|x) / (a p(z|x) + (1 - a) q(z|x,y)), a = PRIOR_SHARE, [batch, *factors].
 
-    Of a draw from that mixture: defensive importance sampling (Hesterberg 1995). At most log p(y|x,z) - log a.
+    The draw is one from that mixture: defensive importance sampling (Hesterberg 1995). The weight is at most
+    log p(y|x,z) - log a.
     """
     ratio = draw.log_q_z - draw.log_p_z
     return draw.log_p_y - jnp.logaddexp(math.log(PRIOR_SHARE), math.log1p(-PRIOR_SHARE) + ratio)
@@ -245,30 +257,49 @@ class Mean(NamedTuple):
     standard_error: float  # over examples: what more examples would lower
 
 
-def mean_over_examples(estimate: Estimate) -> Mean:
-    """The mean of an estimate over its examples with both of its errors."""
-    n = len(estimate.value)
-    spread = estimate.value.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return Mean(float(estimate.value.mean()), float(np.sqrt((estimate.error**2).sum()) / n), float(spread))
+def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
+    """Returns the standard error of the mean of values [examples]; NaN of a single one.
+
+    Args:
+      values: NaN where an example has none: it is left out.
+      clusters: [examples], equal for examples that belong together (the images of a patient). The error is then over
+        clusters, with the correction for few of them (Liang and Zeger 1986; G / (G - 1) for G clusters).
+    """
+    there = ~np.isnan(values)
+    values = values[there]
+    if clusters is None:
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
+    _, members = np.unique(clusters[there], return_inverse=True)
+    sums = np.bincount(members, values - values.mean()) if len(values) else values
+    count = len(sums)
+    return float(np.sqrt(count / (count - 1) * (sums**2).sum()) / len(values)) if count > 1 else math.nan
+
+
+def mean_over_examples(estimate: Estimate, clusters: np.ndarray | None = None) -> Mean:
+    """Returns the mean of an estimate over its examples with both of its errors; `clusters` as in `standard_error`."""
+    count = len(estimate.value)
+    spread = standard_error(estimate.value, clusters)
+    return Mean(float(estimate.value.mean()), float(np.sqrt((estimate.error**2).sum()) / count), spread)
 
 
 def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent models' estimates of the same examples, [batch]; the least ess, the greatest k_hat."""
-    error = np.sqrt(sum(one.error**2 for one in estimates)) / len(estimates)
-    ess, k_hat = np.min([one.ess for one in estimates], 0), np.fmax.reduce([one.k_hat for one in estimates])
-    return Estimate(np.mean([one.value for one in estimates], 0), error, ess, k_hat)
+    """Returns the mean of independent models' estimates of the same examples; the least ess, the greatest k_hat."""
+    value, error = np.mean([seed.value for seed in estimates], 0), np.sqrt(sum(seed.error**2 for seed in estimates))
+    ess, k_hat = np.min([seed.ess for seed in estimates], 0), np.fmax.reduce([seed.k_hat for seed in estimates])
+    return Estimate(value, error / len(estimates), ess, k_hat)
 
 
-def paired_difference(a: Estimate, b: Estimate) -> Mean:
-    """Mean of a - b over the examples both were measured on, with the errors of that difference.
+def paired_difference(a: Estimate, b: Estimate, clusters: np.ndarray | None = None) -> Mean:
+    """Returns the mean of a - b over the examples both were measured on, with the errors of that difference.
 
-    The Monte Carlo errors are added as if independent; with common random numbers the true one is smaller.
+    The Monte Carlo errors are added as if independent; with common random numbers the true one is smaller. `clusters`
+    are those of `standard_error`.
     """
     error, ess, k_hat = np.hypot(a.error, b.error), np.minimum(a.ess, b.ess), np.fmax(a.k_hat, b.k_hat)
-    return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat))
+    return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat), clusters)
 
 
-def ratio_of_sums(sums: np.ndarray) -> np.ndarray:
-    """A mean weighted by example, for `Measures.pooled`: sums [..., 2] of values and of weights -> [...]; NaN of 0."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums[..., 0] / sums[..., 1]
+def per_target(estimate: Estimate, num_targets: np.ndarray) -> Estimate:
+    """Returns an estimate of log p of several y of one x as that of one of them: divided by their number [batch]."""
+    number = np.maximum(np.asarray(num_targets, np.float64), 1)
+    return estimate._replace(value=estimate.value / number, error=estimate.error / number)

@@ -56,10 +56,10 @@ def _transition(
     patience = 0.5 * (two[0] ** 2 + two[1] ** 2)
 
     def kick(momentum: PyTree, point: Point, size: float) -> PyTree:
-        def one(p: Array, s: Array, start: Array, ratio: Array) -> Array:
+        def kick_leaf(p: Array, s: Array, start: Array, ratio: Array) -> Array:
             return p + size * _beside(step_size, p) * s * (start + t * ratio)
 
-        return jax.tree.map(one, momentum, scale, point.grad_start, point.grad_ratio)
+        return jax.tree.map(kick_leaf, momentum, scale, point.grad_start, point.grad_ratio)
 
     def leap(_: Array, state: tuple[Point, PyTree]) -> tuple[Point, PyTree]:
         point, momentum = state

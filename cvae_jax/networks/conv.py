@@ -39,8 +39,8 @@ def conv(
     """
     if lhs.ndim != 4 or rhs.ndim != 4:
         raise ValueError(f"conv is two-dimensional: it takes 4-D arrays, not {lhs.ndim}-D and {rhs.ndim}-D")
-    wanted, found = (lax.conv_dimension_numbers(lhs.shape, rhs.shape, one) for one in (LAYOUT, dimension_numbers))
-    if found != wanted:
+    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, LAYOUT)
+    if lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) != layout:
         raise ValueError(f"conv takes dimension_numbers={LAYOUT}, not {dimension_numbers}")
     if any(dilation != 1 for dilation in (*(lhs_dilation or ()), *(rhs_dilation or ()))):
         raise ValueError(f"conv does not dilate: lhs_dilation={lhs_dilation}, rhs_dilation={rhs_dilation}")
@@ -82,19 +82,19 @@ class TransposedConv(nn.Module):
         inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
         # Row k of the kernel takes pixel i of the input to row 2 i + k - 1 of the output: to block i + k // 2.
         blocks = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 4, 1, 3, 5)
-        found = jnp.zeros((batch, height + 1, width + 1, 4 * features), inputs.dtype)
+        summed = jnp.zeros((batch, height + 1, width + 1, 4 * features), inputs.dtype)
         for down in (0, 1):
             for right in (0, 1):
                 made = inputs.reshape(-1, channels) @ blocks[down, right].reshape(channels, -1)
                 made = made.reshape(batch, height, width, -1)
-                found = found + jnp.pad(made, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
-        found = found.reshape(batch, height + 1, width + 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
-        found = found.reshape(batch, 2 * height + 2, 2 * width + 2, features)
-        found = found[:, 1:-1, 1:-1]
+                summed = summed + jnp.pad(made, ((0, 0), (down, 1 - down), (right, 1 - right), (0, 0)))
+        summed = summed.reshape(batch, height + 1, width + 1, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+        summed = summed.reshape(batch, 2 * height + 2, 2 * width + 2, features)
+        summed = summed[:, 1:-1, 1:-1]
         if not self.use_bias:
-            return found
-        bias = self.param("bias", nn.initializers.zeros, (features,)).astype(found.dtype)
-        return found + bias[None, None, None]
+            return summed
+        bias = self.param("bias", nn.initializers.zeros, (features,)).astype(summed.dtype)
+        return summed + bias[None, None, None]
 
 
 class _Options(NamedTuple):
@@ -160,12 +160,12 @@ def _lhs_gradient(lhs: Array, rhs: Array, g: Array, options: _Options) -> Array:
         (block - 1 - low // stride, -(-(low + n) // stride) - m)
         for block, (low, _), stride, n, m in zip(blocks, options.pads, strides, sizes, g.shape[1:3], strict=True)
     )
-    found = _stock(g, kernel, options._replace(strides=(1, 1), pads=pads)).astype(lhs.dtype)
-    height, width = found.shape[1:3]
-    found = found.reshape(batch, height, width, *strides, channels).transpose(0, 1, 3, 2, 4, 5)
-    found = found.reshape(batch, height * strides[0], width * strides[1], channels)
+    gradient = _stock(g, kernel, options._replace(strides=(1, 1), pads=pads)).astype(lhs.dtype)
+    height, width = gradient.shape[1:3]
+    gradient = gradient.reshape(batch, height, width, *strides, channels).transpose(0, 1, 3, 2, 4, 5)
+    gradient = gradient.reshape(batch, height * strides[0], width * strides[1], channels)
     top, left = (low % stride for (low, _), stride in zip(options.pads, strides, strict=True))
-    return found[:, top : top + sizes[0], left : left + sizes[1]]
+    return gradient[:, top : top + sizes[0], left : left + sizes[1]]
 
 
 def _rhs_gradient(lhs: Array, rhs: Array, g: Array, options: _Options) -> Array:
@@ -177,5 +177,5 @@ def _rhs_gradient(lhs: Array, rhs: Array, g: Array, options: _Options) -> Array:
         )
     )
     images, kernel = lhs.transpose(3, 1, 2, 0).astype(g.dtype), g.transpose(1, 2, 0, 3)
-    found = _stock(images, kernel, options._replace(strides=(1, 1), pads=pads, dilation=options.strides))
-    return found.transpose(1, 2, 0, 3).astype(rhs.dtype)
+    gradient = _stock(images, kernel, options._replace(strides=(1, 1), pads=pads, dilation=options.strides))
+    return gradient.transpose(1, 2, 0, 3).astype(rhs.dtype)

@@ -23,10 +23,10 @@ class MLP(nn.Module):
 
 
 class ConditionedMLP(nn.Module):
-    """An MLP of x and z joined, where what the first layer makes of x is computed once for however many z.
+    """An MLP of [x, z]. The part of the first layer that sees x is computed once and reused for every sample of z.
 
-    `of_x(x)`: [batch, features] -> [batch, hidden[0]], or None where x has no features. The call takes that and z
-    [batch, units] -> [batch, num_outputs].
+    `first_layer_x(x)` takes [batch, features] to [batch, hidden[0]], or to None where x has no features. The call
+    takes that and z [batch, latent] to [batch, num_outputs].
     """
 
     hidden: Sequence[int]
@@ -38,23 +38,23 @@ class ConditionedMLP(nn.Module):
         self.first_z = nn.Dense(self.hidden[0])
         self.rest = MLP(self.hidden[1:], self.num_outputs, self.activation)
 
-    def of_x(self, x: Array) -> Array | None:
-        """The first layer's part in x."""
+    def first_layer_x(self, x: Array) -> Array | None:
+        """Returns the first layer's part in x."""
         return self.first_x(x) if x.shape[-1] else None
 
-    def __call__(self, of_x: Array | None, z: Array) -> Array:
+    def __call__(self, first_layer_x: Array | None, z: Array) -> Array:
         first = self.first_z(z)
-        return self.rest(getattr(nn, self.activation)(first if of_x is None else first + of_x))
+        return self.rest(getattr(nn, self.activation)(first if first_layer_x is None else first + first_layer_x))
 
 
 class GaussianMLP(nn.Module):
-    """An MLP whose output is a diagonal Gaussian: [batch, features] -> Normal of [batch, units]."""
+    """An MLP whose output is a diagonal Gaussian: [batch, features] -> Normal of [batch, size]."""
 
     hidden: Sequence[int]
-    units: int
+    size: int
     activation: str = "relu"
 
     @nn.compact
     def __call__(self, inputs: Array) -> Normal:
-        outputs = MLP(self.hidden, 2 * self.units, self.activation)(inputs)
-        return bounded_normal(outputs[..., : self.units], outputs[..., self.units :])
+        outputs = MLP(self.hidden, 2 * self.size, self.activation)(inputs)
+        return bounded_normal(outputs[..., : self.size], outputs[..., self.size :])

@@ -8,19 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
-from cvae_jax import objectives
+from cvae_jax import inference, objectives
 from cvae_jax.data import images
-from cvae_jax.distributions import Bernoulli, Latent, draw_latent, log_likelihood
+from cvae_jax.distributions import Bernoulli, Latent, draw_latent
 from cvae_jax.errors import UserError
-from cvae_jax.inference.draws import predict
-from cvae_jax.model import Batch, Draw, Model, Proposal, Task, Train, Variables
-from cvae_jax.networks.cvae import check_widths, make_model, two_units
+from cvae_jax.networks.cvae import check_widths, two_layers
+from cvae_jax.networks.flax_model import flax_model, given
 from cvae_jax.networks.mlp import MLP, GaussianMLP
+from cvae_jax.task import Batch, Fitted, Grid, Model, Proposal, PyTree, Spec, Task, Train, Variables
 
 
 def observed_quadrants(num_quadrants: int, shape: tuple[int, int]) -> np.ndarray:
-    """Float mask [height, width] of the pixels that x shows: bottom left, the left half, or all but bottom right."""
+    """Returns a float mask [height, width] of the pixels in x: bottom left, the left half, or all but bottom right."""
     height, width = shape
     mask = np.zeros(shape, np.float32)
     if num_quadrants == 1:
@@ -35,29 +36,29 @@ def observed_quadrants(num_quadrants: int, shape: tuple[int, int]) -> np.ndarray
     return mask
 
 
-def complete(x: Array, weight: Array, y: Array) -> Array:
-    """The image that is x where it was observed and y elsewhere, flat: [batch, pixels]."""
+def merged(x: Array, weight: Array, y: Array) -> Array:
+    """Returns the image that is x where it was observed and y elsewhere, flat: [batch, pixels]."""
     image = x + weight * y
     return image.reshape(len(image), -1)
 
 
-def make_baseline(shape: tuple[int, int], hidden: Sequence[int]) -> Model:
+def flat_x(batch: Batch, earlier: Variables) -> tuple[Array, Array | None]:
+    """Returns what the baseline sees: x as [batch, pixels]."""
+    return batch.x.reshape(len(batch.x), -1), None
+
+
+class Baseline(MLP):
     """The deterministic network: p(y|x) as independent pixels, no z."""
-    network = MLP(hidden, shape[0] * shape[1])
 
-    def init(key: Array, batch: Batch) -> Variables:
-        return {"params": network.init(key, batch.x.reshape(len(batch.x), -1))["params"]}
+    def encode(self, x: Array, y: Array | None, train: Train | None) -> Array:
+        """Returns the logits of p(y|x), [batch, pixels]."""
+        return self(x)
 
-    def encode(variables: Variables, batch: Batch, train: Train | None = None) -> Draw:
-        logits: Any = network.apply({"params": variables["params"]}, batch.x.reshape(len(batch.x), -1))
-        p_y = Bernoulli(logits.reshape(batch.x.shape))
-        nothing = jnp.zeros(len(batch.x))
-        return Draw((), log_likelihood(p_y, batch.y, batch.weight), nothing, nothing, (), p_y)
-
-    def draw(variables, encoding, keys, proposal, z=None, train=None) -> Draw:
-        return encoding
-
-    return Model(init, encode, draw)
+    def decode(
+        self, encoding: Array, keys: Array, proposal: Proposal, z: PyTree, train: Train | None
+    ) -> tuple[tuple[()], Array]:
+        """Returns no latent layer, and the logits."""
+        return (), encoding
 
 
 class PlainCVAE(nn.Module):
@@ -75,46 +76,97 @@ class PlainCVAE(nn.Module):
         self.recognition_net = GaussianMLP(self.hidden, self.latent)
         self.generation_net = MLP(self.hidden, self.pixels)
 
-    def encode(self, guessed: Array, whole: Array | None) -> dict[str, Any]:
-        """p(z|x) and q(z|x,y) of images [batch, pixels]."""
-        return {
-            "prior": self.prior_net(guessed),
-            "posterior": None if whole is None else self.recognition_net(whole),
-        }
+    def encode(self, guessed: Array, whole: Array | None, train: Train | None) -> dict[str, PyTree]:
+        """Returns p(z|x) and q(z|x,y) of images [batch, pixels]."""
+        encoding = {"prior": self.prior_net(guessed), "posterior": None}
+        return encoding if whole is None else self.recognise(encoding, whole)
+
+    def recognise(self, encoding: dict[str, PyTree], whole: Array) -> dict[str, PyTree]:
+        """Returns the encoding with q(z|x,y) of these images [batch, pixels]."""
+        return {**encoding, "posterior": self.recognition_net(whole)}
 
     def decode(
-        self, encoding: dict[str, Any], keys: Array, proposal: Proposal, z: tuple[Array] | None
+        self,
+        encoding: dict[str, PyTree],
+        keys: Array,
+        proposal: Proposal,
+        z: tuple[Array] | None,
+        train: Train | None,
     ) -> tuple[tuple[Latent], Array]:
-        """The stochastic unit, and the logits of p(y|x,z), [batch, pixels]."""
-        given = None if z is None else z[0]
-        unit = draw_latent(encoding["prior"], encoding["posterior"], keys, proposal, given)
-        return (unit,), self.generation_net(unit.z)
+        """Returns the latent layer, and the logits of p(y|x,z), [batch, pixels]."""
+        layer = draw_latent(encoding["prior"], encoding["posterior"], keys, proposal, given(z))
+        return (layer,), self.generation_net(layer.z)
 
 
-def make_task(config: Any) -> Task:
+def make_models(config: ConfigDict, shape: tuple[int, int]) -> tuple[Model, Model]:
+    """Makes the baseline, and the CVAE of the network that `config.cvae.network` names.
+
+    Raises:
+      UserError: for networks that cannot be.
+    """
+    pixels = shape[0] * shape[1]
+
+    def likelihood(logits: Array) -> Bernoulli:
+        return Bernoulli(logits.reshape(-1, *shape))
+
+    check_widths("cvae", config.cvae)
+    check_widths("baseline", config.baseline)
+    baseline = flax_model(Baseline(config.baseline.hidden, pixels), likelihood, flat_x)
+    if config.cvae.network not in ("plain", "residual"):
+        raise UserError(f"cvae.network={config.cvae.network!r} is not known; choose plain or residual")
+
+    def centred(batch: Batch, earlier: Variables) -> tuple[Array, Array | None]:
+        """Returns flat images about 0: x alone, and the whole."""
+        whole = None if batch.y is None else 2 * merged(batch.x, batch.weight, batch.y) - 1
+        return 2 * batch.x.reshape(len(batch.x), -1) - 1, whole
+
+    def completed(batch: Batch, earlier: Variables) -> tuple[Array, Array | None]:
+        """Returns flat images: x completed with the baseline's guess, and the whole."""
+        guess = inference.predict(Fitted(baseline, earlier["baseline"]), batch)
+        whole = None if batch.y is None else merged(batch.x, batch.weight, batch.y)
+        return merged(batch.x, batch.weight, guess), whole
+
+    if config.cvae.network == "residual":
+        return baseline, flax_model(two_layers(config.cvae, pixels), likelihood, centred)
+    networks = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent)
+    return baseline, flax_model(networks, likelihood, completed)
+
+
+class Quadrants(Task):
     """The task that configs/mnist_quadrants.py and configs/digits_quadrants.py describe."""
-    shape = images.check_settings(config)
-    observed = observed_quadrants(config.quadrants, shape)
 
-    def observe(image: Array, y: Array | None, index: Array, valid: Array) -> Batch:
-        mask = jnp.broadcast_to(jnp.asarray(observed), image.shape)
-        return Batch(image * mask, y, 1 - mask, index, valid)
+    def __init__(self, config: ConfigDict, spec: Spec):
+        self.shape, self.targets = images.check_settings(config), config.targets
+        self.observed = observed_quadrants(config.quadrants, self.shape)
+        baseline, cvae = make_models(config, self.shape)
+        self.title = f"{config.quadrants} quadrant{'s' * (config.quadrants > 1)}"
+        self.protocol = f"{config.targets} targets"
+        self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
+        self.stages = (
+            objectives.stage("baseline", baseline, config.baseline),
+            objectives.stage("cvae", cvae, config.cvae),
+        )
 
-    def batch(raw: dict[str, Array], index: Array, valid: Array, keys: Array, train: bool) -> Batch:
-        image = images.targets(raw["image"], config.targets, keys)
-        return observe(image, image, index, valid)
+    def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
+        """Returns images, of which x has the observed quadrants."""
+        image = images.targets(raw["image"], self.targets, keys)
+        return self._observe(image, image, ids, num_targets)
 
-    def own(x: Any, y: Any = None) -> Batch:
-        """Batch of a user's images [batch, height, width] in [0, 1]; of x only the observed quadrants are read."""
-        x = images.own("x", x, shape, config.targets)
+    def _observe(self, image: Array, y: Array | None, ids: Array, num_targets: Array) -> Batch:
+        mask = jnp.broadcast_to(jnp.asarray(self.observed), image.shape)
+        return Batch(image * mask, y, 1 - mask, ids, num_targets)
+
+    def from_user(self, x: Any, y: Any = None) -> Batch:
+        """Returns a batch of images [batch, height, width] in [0, 1]; of x only the observed quadrants are read."""
+        x = images.as_images("x", x, self.shape, self.targets)
         if y is not None:
-            y = images.own("y", y, shape, config.targets)
+            y = images.as_images("y", y, self.shape, self.targets)
             if len(y) != len(x):
                 raise UserError(f"x has {len(x)} images but y has {len(y)}")
-        return observe(x, y, jnp.arange(len(x)), jnp.ones(len(x)))
+        return self._observe(x, y, jnp.arange(len(x)), jnp.ones(len(x)))
 
-    def panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
-        """Columns of the seed's figure: input, truth, the baseline's guess, samples of the CVAE."""
+    def sample_grid(self, batch: Batch, samples: dict[str, PyTree]) -> Grid:
+        """Returns columns as in the paper's figure: input, truth, the baseline's guess, samples of the CVAE."""
         hidden = np.where(np.asarray(batch.weight) > 0, np.nan, 1.0)
         columns = {"input": np.asarray(batch.x) * hidden}
         if batch.y is not None:
@@ -124,36 +176,7 @@ def make_task(config: Any) -> Task:
             many = len(completed) > 1
             for number, image in enumerate(completed, 1):
                 columns[f"sample {number}" if many else stage] = image
-        return columns
+        return Grid(columns)
 
-    def look(batch: Batch, frozen: Variables | None) -> tuple[Array, Array | None]:
-        """Flat images: the plain prior network sees the baseline's guess beside x, the residual networks x alone."""
-        whole = None if batch.y is None else complete(batch.x, batch.weight, batch.y)
-        if config.cvae.network == "residual":
-            return 2 * batch.x.reshape(len(batch.x), -1) - 1, None if whole is None else 2 * whole - 1
-        guess = batch.x if frozen is None else predict(baseline, frozen["baseline"], batch)
-        return complete(batch.x, batch.weight, guess), whole
 
-    check_widths("cvae", config.cvae)
-    check_widths("baseline", config.baseline)
-    baseline = make_baseline(shape, config.baseline.hidden)
-    pixels = shape[0] * shape[1]
-    if config.cvae.network == "plain":
-        networks: nn.Module = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent)
-    elif config.cvae.network == "residual":
-        networks = two_units(config.cvae, pixels)
-    else:
-        raise UserError(f"cvae.network={config.cvae.network!r} is not known; choose plain or residual")
-    cvae = make_model(networks, look, lambda logits: Bernoulli(logits.reshape(-1, *shape)))
-    return Task(
-        column=f"{config.quadrants} quadrant{'s' * (config.quadrants > 1)}",
-        protocol=f"{config.targets} targets",
-        raw={"image": jax.ShapeDtypeStruct(shape, np.uint8)},
-        batch=batch,
-        observe=own,
-        stages=(
-            objectives.stage("baseline", baseline, config.baseline),
-            objectives.stage("cvae", cvae, config.cvae),
-        ),
-        panels=panels,
-    )
+TASK = Quadrants

@@ -80,11 +80,11 @@ class Checkpoints:
                 intact = False
             if intact:
                 with ocp.StandardCheckpointer() as checkpointer:
-                    found = _shapes(checkpointer.metadata(folder).item_metadata.tree)
+                    saved = _shapes(checkpointer.metadata(folder).item_metadata.tree)
                     for name, shape in _shapes(target).items():
-                        if found.get(name) != shape:
+                        if saved.get(name) != shape:
                             raise UserError(
-                                f"checkpoint {folder} does not fit config.json: {name} is {found.get(name)} there, "
+                                f"checkpoint {folder} does not fit config.json: {name} is {saved.get(name)} there, "
                                 f"{shape} by the config; put back the config it was trained with"
                             )
                     return checkpointer.restore(folder, target)

@@ -1,4 +1,4 @@
-"""What is said of a run while it trains: that it diverges, that a posterior has collapsed, and a line an epoch."""
+"""Messages while a stage trains: a line an epoch, a loss that diverges, a posterior that has collapsed."""
 
 import logging
 
@@ -6,19 +6,24 @@ import numpy as np
 
 from cvae_jax import objectives
 from cvae_jax.errors import DivergenceError
-from cvae_jax.model import Stage
+from cvae_jax.task import Stage
 from cvae_jax.training.checkpoints import Checkpoints
 
 LOGGER = logging.getLogger(__name__)
 
 
-OF_ALL = ("beta", "teacher_forcing")  # terms that are one number for the whole batch
-
-
 def check_finite(
     stage: Stage, first_step: int, terms: dict[str, np.ndarray], seeds: np.ndarray, checkpoints: Checkpoints
 ) -> None:
-    """Raises DivergenceError for the first of the steps at which a term [seeds, steps] is not finite."""
+    """Raises DivergenceError for the first of the steps at which a term is not finite.
+
+    Args:
+      stage: that is trained.
+      first_step: of these steps.
+      terms: name -> [seeds, steps].
+      seeds: int32 [seeds].
+      checkpoints: of the stage, the newest of which is named.
+    """
     bad = np.stack([~np.isfinite(values) for values in terms.values()])  # [terms, seeds, steps]
     if not bad.any():
         return
@@ -34,15 +39,22 @@ def check_finite(
     )
 
 
-def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray]) -> str:
-    """An epoch's metrics [seeds], their mean over the seeds, as a line of text."""
-    own = ("valid/loss", "best_loss")
+def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray], best_name: str = "best_loss") -> str:
+    """Returns an epoch's metrics, means over the seeds, as a line of text.
+
+    Args:
+      stage: that is trained.
+      epoch: how many are done.
+      values: name -> [seeds].
+      best_name: which of them is the best value so far.
+    """
     mean = {name: value.mean() for name, value in values.items()}
-    count = len(values["best_loss"])
-    terms = [f", {name} {mean[name]:.3f}" for name in mean if name.startswith("valid/") and name not in own]
+    count = len(values[best_name])
+    best = "best" + best_name.removeprefix("best").replace("_", " ") * (best_name != "best_loss")
+    terms = [f", {name} {mean[name]:.3f}" for name in mean if name.startswith("valid/") and name != "valid/loss"]
     return (
         f"{stage.name} epoch {epoch}/{stage.settings.epochs}: train/loss {mean['train/loss']:.3f}, "
-        f"valid/loss {mean['valid/loss']:.3f} (best {mean['best_loss']:.3f}){''.join(terms)}"
+        f"valid/loss {mean['valid/loss']:.3f} ({best} {mean[best_name]:.3f}){''.join(terms)}"
         f"{f' (means of {count} seeds)' if count > 1 else ''}"
     )
 
@@ -50,11 +62,17 @@ def describe(stage: Stage, epoch: int, values: dict[str, np.ndarray]) -> str:
 def describe_batches(
     stage: Stage, first_step: int, per_epoch: int, terms: dict[str, np.ndarray], seed: int | None
 ) -> list[str]:
-    """A line for every `log_every`-th step of an epoch among those of a call, from its terms [seeds, steps].
+    """Returns a line for every `log_every`-th step of an epoch among those of a call.
 
-    They are means times the batch's size, so sums over the batch where every example has one y, but for the KL's
-    weight; of the first of these seeds: `seed`, or None where there is no other. For the ELBO they are the loss as
-    reconstruction + KL, as weighted.
+    Terms are means times the batch's size, so sums over the batch where every example has one y; those with a unit of
+    their own, such as the KL's weight, stay as they are. The ELBO's are the loss as reconstruction + KL, as weighted.
+
+    Args:
+      stage: that is trained.
+      first_step: of the call.
+      per_epoch: steps of an epoch.
+      terms: name -> [seeds, steps], of whose first seed the lines are.
+      seed: that seed, or None where there is no other.
     """
     settings, lines = stage.settings, []
     count = len(terms["loss"][0])
@@ -63,7 +81,7 @@ def describe_batches(
         if within % settings.log_every:
             continue
         means = {name: values[0, step - first_step] for name, values in terms.items()}
-        sums = {name: mean if name in OF_ALL else settings.batch_size * mean for name, mean in means.items()}
+        sums = {name: mean if name in stage.units else settings.batch_size * mean for name, mean in means.items()}
         epoch = f"epoch {step // per_epoch + 1}" + (f" of seed {seed}" if seed is not None else "")
         head = f"{stage.name} {epoch}, {within * settings.batch_size:,} examples, sums of a batch: "
         if settings.objective.name == "elbo" and "log_p_y" in sums:
@@ -76,7 +94,7 @@ def describe_batches(
     return lines
 
 
-COLLAPSED_KL = 0.1  # nats in all latent units together
+COLLAPSED_KL = 0.1  # nats in all latent dimensions together
 COLLAPSED_EPOCHS = 5  # in a row: a KL that is still growing is small too
 
 
@@ -85,11 +103,19 @@ def warn_of_collapse(
 ) -> int:
     """Warns, once and at the last epoch, of a q that has collapsed onto p though the KL's full weight is on.
 
+    Args:
+      stage: that is trained.
+      step: how many were taken.
+      values: name -> [seeds], of this epoch.
+      seeds: int32 [seeds].
+      before: what this function returned an epoch ago, at first 0.
+      last: whether this is the last epoch.
+
     Returns:
-      For how many epochs in a row that has been so, given that number `before` this one.
+      For how many epochs in a row that has been so.
     """
     objective = stage.settings.objective
-    if "valid/kl" not in values or step < objective.annealing_steps or not objectives.trains_recognition(objective):
+    if "valid/kl" not in values or step < objective.beta_steps or not objectives.trains_recognition(objective):
         return 0
     least = int(values["valid/kl"].argmin())
     if values["valid/kl"][least] >= COLLAPSED_KL:
@@ -99,7 +125,7 @@ def warn_of_collapse(
         free_bits = f", {stage.name}.objective.free_bits" * ("free_bits" in objectives.OBJECTIVES[objective.name].reads)
         LOGGER.warning(
             "%s: the posterior%s has collapsed: KL(q || p) is %.3f nats on validation, so z tells nothing of y. Try "
-            "%s.objective.annealing=linear with annealing_steps%s, or a smaller %s.objective.beta",
+            "%s.objective.beta_schedule=linear with beta_steps%s, or a smaller %s.objective.beta",
             *(stage.name, which, values["valid/kl"][least], stage.name, free_bits, stage.name),
         )
     return before + 1

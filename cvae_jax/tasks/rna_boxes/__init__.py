@@ -1,5 +1,5 @@
 """RNA secondary structures as boxes: see task.py."""
 
-from cvae_jax.tasks.rna_boxes.task import make_task
+from cvae_jax.tasks.rna_boxes.task import RnaBoxes as TASK
 
-__all__ = ["make_task"]
+__all__ = ["TASK"]

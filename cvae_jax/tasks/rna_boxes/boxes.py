@@ -25,7 +25,7 @@ MATCH = dict(zip(CLOSING, OPENING, strict=True))
 
 
 def parse(structure: str) -> tuple[np.ndarray, int]:
-    """The pairs of a structure in dot-bracket notation.
+    """Returns the pairs of a structure in dot-bracket notation, and how many it leaves out.
 
     Args:
       structure: "(" and ")" for pairs, "." for a base without; other brackets and letters (Aa) mark pseudoknots.
@@ -36,27 +36,27 @@ def parse(structure: str) -> tuple[np.ndarray, int]:
     Raises:
       UserError: for brackets that do not match and unknown characters.
     """
-    round_ones: list[int] = []
-    others: dict[str, list[int]] = {}
+    opened: list[int] = []  # round brackets
+    knots: dict[str, list[int]] = {}  # of each other kind
     pairs = []
     num_dropped = 0
     for position, mark in enumerate(structure):
         if mark == ".":
             continue
         if mark == "(":
-            round_ones.append(position)
-        elif mark == ")" and round_ones:
-            pairs.append((round_ones.pop(), position))
+            opened.append(position)
+        elif mark == ")" and opened:
+            pairs.append((opened.pop(), position))
         elif mark in OPENING:
-            others.setdefault(mark, []).append(position)
-        elif mark in MATCH and others.get(MATCH[mark]):
-            others[MATCH[mark]].pop()
+            knots.setdefault(mark, []).append(position)
+        elif mark in MATCH and knots.get(MATCH[mark]):
+            knots[MATCH[mark]].pop()
             num_dropped += 1
         elif mark in MATCH:
             raise UserError(f"structure: {mark!r} at position {position + 1} closes nothing; balance the brackets")
         else:
             raise UserError(f"structure: {mark!r} at position {position + 1} is unknown; write it as dots and brackets")
-    left = sorted(round_ones + [position for one in others.values() for position in one])
+    left = sorted(opened + [position for positions in knots.values() for position in positions])
     if left:
         mark = structure[left[0]]
         raise UserError(f"structure: {mark!r} at position {left[0] + 1} is never closed; balance the brackets")
@@ -64,7 +64,10 @@ def parse(structure: str) -> tuple[np.ndarray, int]:
 
 
 def dot_bracket(pairs: np.ndarray, length: int) -> str:
-    """The structure of `length` bases with these pairs, int [n, 2], which must not cross, in dot-bracket notation."""
+    """Returns the structure of `length` bases with these pairs, int [n, 2], in dot-bracket notation.
+
+    The pairs must not cross.
+    """
     marks = ["."] * length
     for first, last in np.asarray(pairs).tolist():
         marks[first], marks[last] = "(", ")"
@@ -72,7 +75,7 @@ def dot_bracket(pairs: np.ndarray, length: int) -> str:
 
 
 def boxes_of(pairs: np.ndarray) -> np.ndarray:
-    """The boxes of a structure.
+    """Returns the boxes of a structure.
 
     A stem is a maximal run of stacked pairs (i, j), (i + 1, j - 1), ...: a square with the pairs on its anti-diagonal.
     An internal loop or bulge between an outer pair (p, q) and an inner one (r, s) has the rows p to r and the columns
@@ -106,12 +109,13 @@ def boxes_of(pairs: np.ndarray) -> np.ndarray:
 
 
 def _order(box: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns what boxes are sorted by."""
     kind, x0, y0, _, wy = box
     return x0, -(y0 + wy), kind
 
 
 def _nested(pairs: np.ndarray) -> tuple[list[tuple[int, int]], list[int]]:
-    """The pairs sorted, and how many pairs lie directly inside each; pairs inside one follow it."""
+    """Returns the pairs sorted, those inside a pair after it, and how many pairs lie directly inside each."""
     ordered = sorted(map(tuple, np.asarray(pairs).tolist()))
     num_inside = [0] * len(ordered)
     enclosing: list[tuple[int, int]] = []  # (last base, position) of the pairs around here, outermost first
@@ -129,7 +133,7 @@ def _nested(pairs: np.ndarray) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def pairs_of(boxes: np.ndarray) -> np.ndarray:
-    """The pairs, int32 [n, 2], sorted, that lie in the stems among the boxes, int [k, 5]."""
+    """Returns the pairs that lie in the stems among the boxes, int [k, 5]: int32 [n, 2], sorted."""
     stems = np.asarray(boxes, np.int32)
     stems = stems[stems[:, 0] == STEM]
     rows = np.repeat(stems, stems[:, 3], axis=0)
@@ -139,26 +143,27 @@ def pairs_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def num_multiloops(pairs: np.ndarray) -> int:
-    """How many loops of the structure are closed by three pairs or more: those that no box stands for."""
+    """Counts the loops of the structure that three pairs or more close: those that no box stands for."""
     return sum(number > 1 for number in _nested(pairs)[1])
 
 
 def max_boxes(length: int) -> int:
-    """The most boxes of a structure of `length` bases whose hairpins leave two or more unpaired, at least 1.
+    """Returns the most boxes that a structure of `length` bases may have, at least 1.
 
-    Each stem closes one loop: a hairpin, with which it makes 2 boxes of at least 2 + 2 bases; an internal loop, 2
-    boxes of at least 2 + 1; or a multiloop, 1 box of at least 2 bases. Of h, i and m of them, 3/2 (2h + 2i + m) bases
-    are at most the length less h + m/2, and h >= 1; so there are at most 2 (length - 1) / 3 boxes. Whole numbers of
-    them reach no further than 2 (length // 3). ViennaRNA's hairpins leave three bases unpaired.
+    Its hairpins leave two bases or more unpaired. Each stem closes one loop: a hairpin, with which it makes 2 boxes of
+    at least 2 + 2 bases; an internal loop, 2 boxes of at least 2 + 1; or a multiloop, 1 box of at least 2 bases. For
+    h, i and m of them, 3/2 (2h + 2i + m) is at most the length less h + m/2, and h >= 1; so there are at most
+    2 (length - 1) / 3 boxes. Whole numbers of them reach no further than 2 (length // 3). ViennaRNA's hairpins leave
+    three bases unpaired.
     """
     return max(1, 2 * (length // 3))
 
 
 def targets(boxes: Array, side: int) -> dict[str, Array]:
-    """What a network is to say at every pixel about the boxes it lies in.
+    """Returns what a network is to say at every pixel about the boxes it lies in.
 
-    Only pixels i < j count, all is 0 elsewhere and outside boxes. Where two boxes of a type share a pixel, it tells
-    of the first.
+    Only pixels i < j count; all is 0 elsewhere and outside boxes. A pixel that two boxes of a type share tells of the
+    first.
 
     Args:
       boxes: int [..., K, 5], K >= 1, padded with type 0.
@@ -173,12 +178,12 @@ def targets(boxes: Array, side: int) -> dict[str, Array]:
       scalar: float32 [..., L, L, 4], these sizes.
     """
     flat = boxes.reshape(-1, *boxes.shape[-2:]).astype(jnp.int32)
-    made = jax.vmap(functools.partial(_targets, side=side))(flat)
-    return {name: array.reshape(*boxes.shape[:-2], *array.shape[1:]) for name, array in made.items()}
+    dense = jax.vmap(functools.partial(_targets, side=side))(flat)
+    return {name: array.reshape(*boxes.shape[:-2], *array.shape[1:]) for name, array in dense.items()}
 
 
 def _targets(boxes: Array, side: int) -> dict[str, Array]:
-    """The targets of one structure, int32 [K, 5]."""
+    """Returns the targets of one structure, int32 [K, 5]."""
     kind, x0, y0, wx, wy = boxes.T
     i = jnp.arange(side)[:, None]
     j = i.T
@@ -188,12 +193,12 @@ def _targets(boxes: Array, side: int) -> dict[str, Array]:
     on, location, scalar = [], [], []
     for code in (STEM, INTERNAL, HAIRPIN):
         first = jnp.where(i < j, _first(rows & (kind == code)[None], columns), len(boxes))
-        found = first < len(boxes)
+        inside = first < len(boxes)
         _, top, left, height, width = jnp.moveaxis(table[first], -1, 0)
-        on.append(found)
-        location += [jnp.where(found, i - top, 0), jnp.where(found, left + width - 1 - j, 0)]
+        on.append(inside)
+        location += [jnp.where(inside, i - top, 0), jnp.where(inside, left + width - 1 - j, 0)]
         scalar += [height, width] if code == INTERNAL else [height]
-    size = [jnp.maximum(one - 1, 0) for one in scalar]
+    size = [jnp.maximum(bases - 1, 0) for bases in scalar]
     return {
         "on": jnp.stack(on, -1).astype(jnp.int8),
         "location": jnp.minimum(jnp.stack(location, -1), FAR + 1).astype(jnp.int8),
@@ -203,10 +208,10 @@ def _targets(boxes: Array, side: int) -> dict[str, Array]:
 
 
 def _first(rows: Array, columns: Array) -> Array:
-    """The first box, int32 [L, L], whose rows and columns, bool [L, K], hold a pixel, K for none.
+    """Returns the first box whose rows and columns, bool [L, K], hold each pixel: int32 [L, L], K for none.
 
     Boxes are bits of words, so that a pixel costs K / 32 operations: 3 ms for 64 structures of 60 bases and 40 boxes,
-    where the minimum over boxes takes 70.
+    against 70 for the minimum over boxes.
     """
     number = rows.shape[1]
     first = jnp.full((len(rows), len(columns)), number)
@@ -220,19 +225,19 @@ def _first(rows: Array, columns: Array) -> Array:
 
 
 def _words(bits: Array) -> Array:
-    """Bits, bool [L, K], as words uint32 [L, K / 32, rounded up]; the first is the lowest bit of the first word."""
+    """Packs bits, bool [L, K], into words uint32 [L, K / 32, rounded up]; the first is the first word's lowest bit."""
     whole = jnp.pad(bits, ((0, 0), (0, -bits.shape[1] % 32))).reshape(len(bits), -1, 32).astype(jnp.uint32)
     return (whole << jnp.arange(32, dtype=jnp.uint32)[None, None]).sum(-1, dtype=jnp.uint32)
 
 
 def boxes_from_targets(targets: dict[str, np.ndarray]) -> np.ndarray:
-    """The boxes, int16 [k, 5] in the order of `boxes_of`, of one structure's targets [L, L, ...]."""
+    """Returns the boxes of one structure's targets [L, L, ...]: int16 [k, 5] in the order of `boxes_of`."""
     boxes: set[tuple[int, ...]] = set()
     for code, (first, last) in {STEM: (0, 0), INTERNAL: (1, 2), HAIRPIN: (3, 3)}.items():
         location = np.asarray(targets["location"])[..., 2 * code - 2 : 2 * code].astype(int)
         near = (np.asarray(targets["on"])[..., code - 1] > 0) & (location <= FAR).all(-1)
         i, j = np.nonzero(near)
-        wx, wy = (np.rint(np.asarray(targets["scalar"])[near][:, one]).astype(int) for one in (first, last))
+        wx, wy = (np.rint(np.asarray(targets["scalar"])[near][:, size]).astype(int) for size in (first, last))
         corner = i - location[near][:, 0], j + location[near][:, 1]
         rows = np.stack([np.full_like(i, code), corner[0], corner[1] - wy + 1, wx, wy], 1)
         boxes.update(map(tuple, np.unique(rows, axis=0).tolist()))
@@ -240,7 +245,7 @@ def boxes_from_targets(targets: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def shared_pixels(boxes: np.ndarray) -> int:
-    """How many pixels i < j lie in more than one of the boxes, int [k, 5], of the same type."""
+    """Counts the pixels i < j that lie in more than one of the boxes, int [k, 5], of the same type."""
     boxes = np.asarray(boxes).astype(int)
     boxes = boxes[boxes[:, 0] > 0]
     side = int((boxes[:, 1:3] + boxes[:, 3:]).max(initial=0))

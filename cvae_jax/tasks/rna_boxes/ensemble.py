@@ -1,6 +1,7 @@
 """The Boltzmann ensemble of a sequence, by ViennaRNA: samples, structures of low energy, exact pair probabilities."""
 
 import functools
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,8 @@ from cvae_jax.tasks.rna_boxes import boxes, folding
 from cvae_jax.tasks.rna_boxes.sequences import decode, encode
 
 
-def vienna() -> Any:
-    """The module of ViennaRNA, which is imported only where structures are computed.
+def vienna() -> ModuleType:
+    """Imports ViennaRNA, only where structures are computed, and returns the module.
 
     Raises:
       UserError: where it is not installed.
@@ -24,7 +25,7 @@ def vienna() -> Any:
 
 
 def _compound(sequence: str) -> Any:
-    """ViennaRNA's handle of a sequence, from which structures can be drawn."""
+    """Returns ViennaRNA's handle of a sequence, from which structures can be drawn."""
     settings = vienna().md()
     settings.uniq_ML = 1  # each structure is found in one way
     settings.compute_bpp = 0  # pair probabilities cost as much as the rest, and samples do not need them
@@ -32,7 +33,7 @@ def _compound(sequence: str) -> Any:
 
 
 def sample(sequence: str, count: int, seed: int) -> list[str]:
-    """`count` structures in dot-bracket notation from the Boltzmann ensemble at 37 degrees, the same for a seed.
+    """Draws `count` structures from the Boltzmann ensemble at 37 degrees, in dot-bracket notation, the same for a seed.
 
     Raises:
       UserError: for what is no sequence, or without ViennaRNA.
@@ -45,16 +46,16 @@ def sample(sequence: str, count: int, seed: int) -> list[str]:
 
 
 def within(sequence: str, gap: float, count: int) -> list[str]:
-    """The structures within `gap` kcal/mol of the lowest energy, lowest first, at most `count`.
+    """Returns the structures within `gap` kcal/mol of the lowest energy, lowest first, at most `count`.
 
-    All of them are made before they are cut: their number grows exponentially in the gap and the length.
+    All of them are made before they are cut, and their number grows exponentially in the gap and the length.
 
     Raises:
       UserError: for what is no sequence, or without ViennaRNA.
     """
     by_energy = 1
-    found = _compound(sequence).subopt(round(100 * gap), by_energy)
-    return [one.structure for one in found[:count]]
+    suboptimal = _compound(sequence).subopt(round(100 * gap), by_energy)
+    return [solution.structure for solution in suboptimal[:count]]
 
 
 class Ensemble(NamedTuple):
@@ -67,7 +68,9 @@ class Ensemble(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)  # several models are measured on the same sequences
 def ensemble(sequence: str) -> Ensemble:
-    """Exact pair probabilities, MFE and MEA structure of a sequence by ViennaRNA, at 37 °C. Draws no random numbers.
+    """Computes exact pair probabilities, MFE and MEA structure of a sequence by ViennaRNA, at 37 °C.
+
+    No random numbers are drawn.
 
     Raises:
       UserError: for what is no sequence, or without ViennaRNA.
@@ -78,7 +81,7 @@ def ensemble(sequence: str) -> Ensemble:
     fold.pf()
     probabilities = np.triu(np.array(fold.bpp(), np.float64)[1:, 1:], 1)
     # Not fold.MEA(): see `folding.assemble_pairs`.
-    found = Ensemble(probabilities, boxes.parse(structure)[0], folding.assemble_pairs(probabilities))
-    for array in found:
+    exact = Ensemble(probabilities, boxes.parse(structure)[0], folding.assemble_pairs(probabilities))
+    for array in exact:
         array.flags.writeable = False
-    return found
+    return exact

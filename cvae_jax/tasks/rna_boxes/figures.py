@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,17 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Arc, Rectangle
 
-from cvae_jax.tasks.rna_boxes import boxes as layout
+from cvae_jax.tasks.rna_boxes.boxes import HAIRPIN, INTERNAL, STEM, TYPES
 from cvae_jax.tasks.rna_boxes.folding import Boxes
 
 DPI = 150
 LETTERS = 40  # bases, up to which axes of a matrix show the letters
-COLOURS = {layout.STEM: "#0072b2", layout.INTERNAL: "#e69f00", layout.HAIRPIN: "#d62f6b"}  # told apart by all eyes
+COLOURS = {STEM: "#0072b2", INTERNAL: "#e69f00", HAIRPIN: "#d62f6b"}  # told apart by all eyes
 SHARES = LinearSegmentedColormap.from_list("shares", ["#dbe8f5", "#5c96d0", "#123a73", "#000000"])
 
 
 def arcs(path: pathlib.Path, sequence: str, structures: dict[str, list[np.ndarray]], title: str) -> None:
-    """Saves an arc for every pair, a panel for each set of structures: its colour is the share of them with that pair.
+    """Saves an arc for every pair, a panel for each set of structures.
+
+    The colour of an arc is the share of the structures that have the pair.
 
     Args:
       path: of the PNG.
@@ -31,17 +32,17 @@ def arcs(path: pathlib.Path, sequence: str, structures: dict[str, list[np.ndarra
       title: a line above the figure.
     """
     length = len(sequence)
-    shares = {label: _shares(of, length) for label, of in structures.items()}
-    widest = max([4, *((one[:, 1] - one[:, 0]).max(initial=0) for one, _ in shares.values())])
+    shares = {label: _shares(drawn, length) for label, drawn in structures.items()}
+    widest = max([4, *((pairs[:, 1] - pairs[:, 0]).max(initial=0) for pairs, _ in shares.values())])
     wide = float(np.clip(0.16 * length, 6, 12))
     pitch = (wide - 1) / (length + 1)  # inches a base
     high = float(np.clip(0.4 * widest * pitch, 0.9, 2.4))  # arcs nearly round, but flat rather than a page high
     figure = Figure(figsize=(wide, (high + 0.7) * len(shares) + 0.4), layout="constrained")
     axes = figure.subplots(len(shares), 1, squeeze=False)[:, 0]
-    for panel, (label, (pairs, share)) in zip(axes, shares.items(), strict=True):
-        for (i, j), one in zip(pairs.tolist(), share.tolist(), strict=True):  # frequent ones last, on top
-            width = 0.8 + 1.4 * one
-            panel.add_patch(Arc(((i + j) / 2, 0), j - i, j - i, theta2=180, color=SHARES(one), linewidth=width))
+    for panel, (label, (pairs, frequencies)) in zip(axes, shares.items(), strict=True):
+        for (i, j), share in zip(pairs.tolist(), frequencies.tolist(), strict=True):  # frequent ones last, on top
+            width = 0.8 + 1.4 * share
+            panel.add_patch(Arc(((i + j) / 2, 0), j - i, j - i, theta2=180, color=SHARES(share), linewidth=width))
         panel.set_xlim(-1, length)
         panel.set_ylim(0, widest / 2 + 1)
         count = len(structures[label])
@@ -61,7 +62,7 @@ def arcs(path: pathlib.Path, sequence: str, structures: dict[str, list[np.ndarra
 
 
 def _shares(structures: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of any of the structures, int [n, 2], and the share of the structures that hold each, ascending."""
+    """Returns the pairs of all structures, int [n, 2], and the share of the structures that hold each, ascending."""
     count = np.zeros((length, length))
     for pairs in structures:
         count[pairs[:, 0], pairs[:, 1]] += 1
@@ -77,7 +78,7 @@ def matrices(
     boxes: Mapping[str, Boxes | np.ndarray],
     title: str,
 ) -> None:
-    """Saves matrices of pairs side by side, in grey, with boxes outlined over them in a colour for each type.
+    """Saves matrices of pairs side by side, in grey, with boxes outlined in a colour for each type.
 
     Args:
       path: of the PNG.
@@ -102,12 +103,13 @@ def matrices(
     bar.set_label("probability of the pair (i, j)", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     if boxes:
-        _legend(figure, any(isinstance(of, Boxes) for of in boxes.values()))
+        _legend(figure, any(isinstance(outlined, Boxes) for outlined in boxes.values()))
     _save(figure, path, title)
 
 
 def _legend(figure: Figure, faint: bool) -> None:
-    entries = [Line2D([], [], color=COLOURS[kind], label=layout.TYPES[kind - 1]) for kind in COLOURS]
+    """Draws the legend of the boxes' colours below the panels."""
+    entries = [Line2D([], [], color=COLOURS[kind], label=TYPES[kind - 1]) for kind in COLOURS]
     heading = "boxes" + ", fainter where less probable" * faint
     legend = figure.legend(handles=entries, loc="outside lower center", ncols=len(entries), fontsize=8, title=heading)
     legend.set_frame_on(False)
@@ -117,9 +119,10 @@ def _legend(figure: Figure, faint: bool) -> None:
 def _outline(panel: Axes, boxes: Boxes | np.ndarray) -> None:
     """Draws boxes, the most probable ones last, on top."""
     rows, probability = boxes if isinstance(boxes, Boxes) else (boxes, np.ones(len(boxes)))
-    for (kind, x0, y0, wx, wy), one in list(zip(rows.tolist(), probability.tolist(), strict=True))[::-1]:
-        style: dict[str, Any] = {"edgecolor": COLOURS[kind], "linewidth": 1.3, "alpha": min(1.0, one)}
-        panel.add_patch(Rectangle((y0 - 0.5, x0 - 0.5), wy, wx, fill=False, clip_on=False, **style))
+    for (kind, x0, y0, wx, wy), share in list(zip(rows.tolist(), probability.tolist(), strict=True))[::-1]:
+        outline = Rectangle((y0 - 0.5, x0 - 0.5), wy, wx, fill=False, clip_on=False, linewidth=1.3)
+        outline.set(edgecolor=COLOURS[kind], alpha=min(1.0, share))
+        panel.add_patch(outline)
 
 
 def _axes_of(panel: Axes, sequence: str) -> None:
@@ -138,13 +141,14 @@ def _axes_of(panel: Axes, sequence: str) -> None:
 
 
 def _positions(length: int) -> tuple[list[int], list[str]]:
-    """Positions to mark, and their labels, which count from 1 as biologists do."""
+    """Returns positions to mark, and their labels, which count from 1 as biologists do."""
     step = 5 if length <= 60 else 10 if length <= 150 else 50
     marked = [0, *range(step - 1, length, step)]
     return marked, [str(position + 1) for position in marked]
 
 
 def _save(figure: Figure, path: pathlib.Path, title: str) -> None:
+    """Saves a figure as a PNG, with a title above it."""
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI)

@@ -1,32 +1,35 @@
 """Secondary structures made of the boxes, or of the pair probabilities, that a model gives.
 
-Positions count from 0. `pairs` are int [n, 2], a row (i, j) with i < j a base pair; `length` is the number of bases.
+Positions count from 0. `pairs` are int [n, 2]: a row (i, j), i < j, is a base pair. `length` is the number of bases.
 """
 
 import functools
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jax import Array
 
 from cvae_jax.errors import UserError
-from cvae_jax.tasks.rna_boxes import boxes as layout
+from cvae_jax.tasks.rna_boxes.boxes import STEM
 from cvae_jax.tasks.rna_boxes.sequences import LETTERS, encode
 
 LEAST_HAIRPIN = 3  # unpaired bases that the closing pair of a hairpin needs between its two
 CANONICAL = ("AU", "UA", "CG", "GC", "GU", "UG")
 LARGEST_SIDE = 163  # the codes of boxes are int32: 3 side^4 must stay below 2^31
 
+Integers = TypeVar("Integers", np.ndarray, Array)
+
 
 class Boxes(NamedTuple):
     """Boxes with their probabilities, most probable first."""
 
-    boxes: np.ndarray  # int16 [k, 5]: type, x0, y0, wx, wy, see `cvae_jax.tasks.rna_boxes.boxes`
+    boxes: np.ndarray  # int16 [k, 5]: type, x0, y0, wx, wy, see boxes.py
     probability: np.ndarray  # float64 [k]
 
 
-def encode_box(boxes: Any, side: int) -> Any:
-    """Boxes [..., 5] as one integer each, int32 [...]: -1 for those of no type or not inside the side x side matrix.
+def encode_box(boxes: Integers, side: int) -> Integers:
+    """Returns boxes [..., 5] as an integer each, int32 [...]: -1 for no type, or not inside the side x side matrix.
 
     Args:
       boxes: integers, of NumPy or of JAX, traced or not.
@@ -45,13 +48,13 @@ def encode_box(boxes: Any, side: int) -> Any:
 
 
 def decode_box(codes: np.ndarray, side: int) -> np.ndarray:
-    """The boxes, int16 [..., 5], of codes of `encode_box` other than -1."""
+    """Returns the boxes, int16 [..., 5], of codes of `encode_box` other than -1."""
     kind, x0, y0, wx, wy = np.unravel_index(codes, (3, side, side, side, side))
     return np.stack([kind + 1, x0, y0, wx + 1, wy + 1], -1).astype(np.int16)
 
 
 def merge(codes: np.ndarray, votes: np.ndarray, side: int, threshold: float = 0.1, floor: float = 0.01) -> Boxes:
-    """The boxes of one sequence over samples of z.
+    """Returns the boxes of one sequence over samples of z.
 
     Args:
       codes: int32 [samples, ...], the box that each pixel and type names, of `encode_box`; -1 names none.
@@ -61,7 +64,7 @@ def merge(codes: np.ndarray, votes: np.ndarray, side: int, threshold: float = 0.
       floor: of a box's probability; less probable boxes are left out.
 
     Returns:
-      The boxes: one's probability is the mean over samples of what its pixels give it, see `of_samples`.
+      The boxes. The probability of a box is the mean over samples of what its pixels give it, see `of_samples`.
     """
     _, code, vote = _mean_votes(codes, votes, side, threshold)
     distinct, which = np.unique(code, return_inverse=True)
@@ -69,10 +72,15 @@ def merge(codes: np.ndarray, votes: np.ndarray, side: int, threshold: float = 0.
 
 
 def of_samples(codes: np.ndarray, votes: np.ndarray, side: int, threshold: float = 0.1) -> list[Boxes]:
-    """The boxes of each sample of z alone, with the mean vote of all pixels i < j that lie in each.
+    """Returns the boxes of each sample of z alone, with the mean vote of all pixels i < j that lie in each.
 
-    A pixel that names another box gives it 0, so a box counts as far as its pixels agree on it. Arguments as of
-    `merge`.
+    A pixel that names another box gives it 0, so a box counts as far as its pixels agree on it.
+
+    Args:
+      codes: as in `merge`.
+      votes: as in `merge`.
+      side: of `encode_box`.
+      threshold: of a vote; smaller ones are left out.
     """
     sample, code, vote = _mean_votes(codes, votes, side, threshold)
     ends = np.searchsorted(sample, np.arange(len(codes) + 1))
@@ -82,7 +90,7 @@ def of_samples(codes: np.ndarray, votes: np.ndarray, side: int, threshold: float
 def _mean_votes(
     codes: np.ndarray, votes: np.ndarray, side: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample, code and mean vote of each box of each sample, sorted by the first two."""
+    """Returns sample, code and mean vote of each box of each sample, sorted by the first two."""
     codes, votes = codes.reshape(len(codes), -1), votes.reshape(len(votes), -1)
     sample, pixel = np.nonzero((codes >= 0) & (votes >= threshold))
     key = sample << 31 | codes[sample, pixel]
@@ -97,7 +105,7 @@ def _mean_votes(
 
 
 def _num_pixels(boxes: np.ndarray) -> np.ndarray:
-    """How many pixels i < j lie in each box, integers [k, 5], at least 1."""
+    """Counts the pixels i < j that lie in each box, integers [k, 5]; at least 1."""
     _, x0, y0, wx, wy = boxes.astype(np.int64).T[..., None]
     row = np.arange(wx.max(initial=0))[None]
     columns = np.clip(y0 + wy - np.maximum(y0, x0 + row + 1), 0, None) * (row < wx)
@@ -105,7 +113,7 @@ def _num_pixels(boxes: np.ndarray) -> np.ndarray:
 
 
 def _sorted(code: np.ndarray, probability: np.ndarray, side: int, floor: float) -> Boxes:
-    """Boxes of at least that probability; equally probable ones stand in order of their ascending codes."""
+    """Returns the boxes of at least that probability, equally probable ones in the order of their codes."""
     order = np.argsort(-probability, kind="stable")
     order = order[probability[order] >= floor]
     return Boxes(decode_box(code[order], side), probability[order])
@@ -114,7 +122,7 @@ def _sorted(code: np.ndarray, probability: np.ndarray, side: int, floor: float) 
 def assemble(
     boxes: np.ndarray, probability: np.ndarray, length: int, sequence: str | None = None, gamma: float = 1.0
 ) -> np.ndarray:
-    """The pairs of a valid structure made of stem boxes: `assemble_pairs` of the pairs that the stems hold.
+    """Returns the pairs of a valid structure made of stem boxes: `assemble_pairs` of the pairs that the stems hold.
 
     Stems that share a pair exclude each other, so its probability is the sum of theirs, at most 1. Boxes of other
     types, and pairs outside the matrix, have no say.
@@ -126,7 +134,7 @@ def assemble(
       sequence: see `assemble_pairs`.
       gamma: see `assemble_pairs`.
     """
-    stem = boxes[:, 0] == layout.STEM
+    stem = boxes[:, 0] == STEM
     _, x0, y0, wx, wy = boxes[stem].astype(np.int64).T
     count = np.minimum(wx, wy)
     which = np.repeat(np.arange(len(count)), count)
@@ -139,11 +147,11 @@ def assemble(
 
 
 def assemble_pairs(probabilities: np.ndarray, sequence: str | None = None, gamma: float = 1.0) -> np.ndarray:
-    """The structure of maximum expected accuracy: no two pairs cross or share a base, hairpins of at least 3 bases.
+    """Returns the structure of maximum expected accuracy.
 
-    It maximises the sum of 2 gamma p over its pairs, and of the probability to be unpaired over its other bases. That
-    probability is 1 less those of the base's pairs, or 0 where these exceed 1, as a model's may. Ties are
-    broken the same way at each call.
+    No two of its pairs cross or share a base, and its hairpins have at least 3 bases. It maximises the sum of 2 gamma p
+    over its pairs, and of the probability to be unpaired over its other bases. That probability is 1 less those of the
+    base's pairs, or 0 where these exceed 1, as a model's may. Ties are broken the same way at each call.
 
     ViennaRNA's MEA_from_plist maximises the same, but allows hairpins of any size, and where structures tie or
     probabilities of a base exceed 1 its backtracking fails or returns a worse structure (2.7.2).
@@ -178,22 +186,22 @@ def assemble_pairs(probabilities: np.ndarray, sequence: str | None = None, gamma
             enclosed = gain[left, j] + best[j, left + 1]
             np.maximum(best[j + 1], (best[left] + enclosed[:, None]).max(0), out=best[j + 1])
     pairs = []
-    open_ = [(0, length)]
-    while open_:
-        i, end = open_.pop()
+    intervals = [(0, length)]
+    while intervals:
+        i, end = intervals.pop()
         while end > i and best[end, i] == best[end - 1, i]:
             end -= 1
         if end > i:
             j, left = end - 1, partners[end - 1]
             k = int(left[np.argmax(best[left, i] + (gain[left, j] + best[j, left + 1]))])
             pairs.append((k, j))
-            open_ += [(i, k), (k + 1, j)]
+            intervals += [(i, k), (k + 1, j)]
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
 @functools.lru_cache(maxsize=64)  # every sample of a sequence asks again
 def _canonical(sequence: str) -> np.ndarray:
-    """Which bases can pair, bool [length, length]."""
+    """Returns which bases can pair, bool [length, length]."""
     table = np.array([[first + second in CANONICAL for second in LETTERS] for first in LETTERS])
     codes = encode(sequence)
     return table[np.ix_(codes, codes)]

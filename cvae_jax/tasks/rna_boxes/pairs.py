@@ -1,8 +1,6 @@
 """Features of every pair of positions of a sequence: [batch, length, length, channels], padding masked out."""
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -48,10 +46,10 @@ class ConvTower(nn.Module):
 class AxialTower(nn.Module):
     """Residual blocks of a convolution, and of pooling over rows and columns that tells pairs of their rivals.
 
-    Pairs stack: before the blocks, each pixel is told the sum of learned features over the run of pairs that bond
-    inside of it, (i + 1, j - 1), (i + 2, j - 2), ..., and outside of it. And a position pairs with one other at most,
-    so whether (i, j) pair depends on all (i, k) and (k, j): in each block a pixel is told what its row and its column
-    want, softmax-weighted sums of their features and the log of the weights' sum.
+    Pairs stack: before the blocks, each pixel gets the sum of learned features over the run of pairs that bond inside
+    of it, (i + 1, j - 1), (i + 2, j - 2), ..., and over that outside of it. A position pairs with one other at most, so
+    whether (i, j) pair depends on all (i, k) and (k, j): in each block a pixel gets summaries of its row and its
+    column, softmax-weighted means of their features and the log of the weights' sum.
 
     Attributes:
       filters: channels of each block, the same for all and a multiple of HEADS.
@@ -71,8 +69,8 @@ class AxialTower(nn.Module):
         mask = _square(inside)[..., None].astype(letters.dtype)
         pairs = (letters[:, :, None, :, None] * letters[:, None, :, None, :]).reshape(*mask.shape[:3], -1)
         apart = jnp.clip(jnp.arange(length)[None, :] - jnp.arange(length)[:, None], -FARTHEST, FARTHEST) + FARTHEST
-        bond = pairs[..., np.array([4 * one + other for one, other in BONDS])].sum(-1)
-        # Of a pair and the one inside it, whose letters make the energy of their stack.
+        bond = pairs[..., np.array([4 * row + column for row, column in BONDS])].sum(-1)
+        # A pair and the one inside it: their letters make the energy of the stack.
         stacks = Conv(self.STACKED, (3, 3), use_bias=False)(pairs) * bond[..., None]
         runs = jnp.concatenate([stacks, run_sums(stacks, bond), run_sums(stacks, bond, outside=True)], -1)
         features = Conv(channels, (self.width, self.width))(pairs) + nn.Dense(channels, use_bias=False)(runs)
@@ -82,24 +80,25 @@ class AxialTower(nn.Module):
         return nn.LayerNorm()(features) * mask
 
     def _block(self, features: Array, mask: Array) -> Array:
+        """Returns the features [batch, length, length, channels] after one residual block."""
         batch, length, _, channels = features.shape
         normal = nn.LayerNorm()(features) * mask
         local = nn.gelu(Conv(channels, (self.width, self.width))(normal))
         logits, values = nn.Dense(self.HEADS)(normal), nn.Dense(channels)(normal)
         weights = jnp.exp(LARGEST_LOGIT * jnp.tanh(logits / LARGEST_LOGIT)) * mask
         weighted = weights[..., None] * values.reshape(batch, length, length, self.HEADS, -1)
-        told: Any = 0.0
+        lines = []
         for axis, position in ((2, (slice(None), slice(None), None)), (1, (slice(None), None))):
-            total = weights.sum(axis) + 1e-6  # of a row of padding: 0
+            total = weights.sum(axis) + 1e-6  # the weights of a row of padding are 0
             means = (weighted.sum(axis) / total[..., None]).reshape(batch, length, channels)
-            row = nn.gelu(nn.Dense(2 * channels)(jnp.concatenate([means, jnp.log(total)], -1)))
-            told = told + nn.Dense(channels)(row)[position]
+            line = nn.gelu(nn.Dense(2 * channels)(jnp.concatenate([means, jnp.log(total)], -1)))
+            lines.append(nn.Dense(channels)(line)[position])
         # Padding is masked where it is read, above; masked here it would make training 2.5 times as slow on CPU.
-        return features + nn.Dense(channels)(local) + told
+        return features + nn.Dense(channels)(local) + (lines[0] + lines[1])
 
 
 def run_sums(values: Array, bond: Array, outside: bool = False) -> Array:
-    """Sums of values over the run of bonded pairs inside of each pixel, or outside, its own among them.
+    """Sums values over the run of bonded pairs inside of each pixel, or outside, its own among them.
 
     Args:
       values: [batch, length, length, features].
@@ -109,30 +108,30 @@ def run_sums(values: Array, bond: Array, outside: bool = False) -> Array:
     if outside:  # turned around, rows and columns change places in what is inside
         return jnp.flip(run_sums(jnp.flip(values, (1, 2)), jnp.flip(bond, (1, 2))), (1, 2))
 
-    def row(inner: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_row(inner: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
         value, goes_on = own
         shifted = jnp.pad(inner, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         total = (value + shifted) * goes_on[..., None]
         return total, total
 
     rows = jnp.moveaxis(values, 1, 0), jnp.moveaxis(bond, 1, 0)
-    _, sums = jax.lax.scan(row, jnp.zeros_like(values[:, 0]), rows, reverse=True)
+    _, sums = jax.lax.scan(add_row, jnp.zeros_like(values[:, 0]), rows, reverse=True)
     return jnp.moveaxis(sums, 0, 1)
 
 
 def _square(inside: Array) -> Array:
-    """Which pairs have both positions inside, bool [batch, length, length]."""
+    """Returns which pairs have both positions inside, bool [batch, length, length]."""
     return inside[:, :, None] & inside[:, None, :]
 
 
 def upper(inside: Array) -> Array:
-    """Which pairs (i, j), i < j, have both positions inside, bool [batch, length, length]."""
+    """Returns which pairs (i, j), i < j, have both positions inside, bool [batch, length, length]."""
     position = jnp.arange(inside.shape[1])
     return _square(inside) & (position[:, None] < position[None, :])[None]
 
 
 def fold(square: Array, axis: int) -> Array:
-    """The upper triangle of a square as a rectangle of half its size.
+    """Folds the upper triangle of a square into a rectangle of half its size.
 
     Row r of the rectangle holds the pixels j > r of row r in their places, and before them, turned around, those of
     row length - 1 - r; its pixel j = r is left over.
@@ -149,9 +148,8 @@ def fold(square: Array, axis: int) -> Array:
     return jnp.where(_upper_of_fold(length, axis, square.ndim), top, jnp.flip(bottom, (axis, axis + 1)))
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def unfold(rectangle: Array, axis: int) -> Array:
-    """The square [..., length, length, ...] that `fold` makes this of, 0 on and below the diagonal."""
+    """Returns the square [..., length, length, ...] that `fold` makes this of, 0 on and below the diagonal."""
     length = rectangle.shape[axis + 1]
     own = _upper_of_fold(length, axis, rectangle.ndim)
     turned = jnp.flip(jnp.where(own, jnp.zeros_like(rectangle), rectangle), (axis, axis + 1))
@@ -162,8 +160,18 @@ def unfold(rectangle: Array, axis: int) -> Array:
     return jnp.where(upper_part.reshape(shape), square, jnp.zeros_like(square))
 
 
+@jax.jit
+def unfold_first(heads: dict[str, Array]) -> dict[str, Array]:
+    """Returns what each head says of an example's first structure, as squares [batch, length, length, ...].
+
+    Args:
+      heads: name -> [batch, structures, length / 2, length, ...], such as y.
+    """
+    return {name: unfold(values[:, 0], 1) for name, values in heads.items()}
+
+
 def _upper_of_fold(length: int, axis: int, ndim: int) -> Array:
-    """Where the rectangle holds the square's pixel of the same place."""
+    """Returns where the rectangle holds the square's pixel of the same place."""
     own = jnp.arange(length // 2)[:, None] < jnp.arange(length)[None, :]
     return own.reshape(*(1,) * axis, length // 2, length, *(1,) * (ndim - axis - 2))
 

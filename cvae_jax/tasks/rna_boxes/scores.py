@@ -1,4 +1,4 @@
-"""How structures, pair probabilities and boxes compare with those of the thermodynamic ensemble.
+"""Scores of structures, pair probabilities and boxes against those of the thermodynamic ensemble.
 
 A structure is given by its pairs, see `folding`.
 """
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cvae_jax.metrics import sets
 from cvae_jax.tasks.rna_boxes import boxes
 from cvae_jax.tasks.rna_boxes.folding import Boxes
 
@@ -14,30 +15,30 @@ PROBABLE = 0.1  # from which a box counts as predicted, or as one that the ensem
 
 
 def pair_f1(a: np.ndarray, b: np.ndarray) -> float:
-    """Harmonic mean of the shares of either structure's pairs that the other has too; 1 if both have none."""
+    """Returns the harmonic mean of precision and recall of the pairs of two structures; 1 if both have none."""
     return float(1 - distances([a], [b])[0, 0])
 
 
 def distances(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
-    """1 - `pair_f1` of all structures of one list and all of another, float64 [len(a), len(b)]."""
+    """Returns 1 - `pair_f1` of all structures of one list and all of another, float64 [len(a), len(b)]."""
     every = [np.asarray(pairs, np.int64).reshape(-1, 2) for pairs in (*a, *b)]
     owner = np.repeat(np.arange(len(every)), [len(pairs) for pairs in every])
     i, j = np.concatenate(every).T
     distinct, which = np.unique(i << 32 | j, return_inverse=True)
     holds = np.zeros((len(every), len(distinct)))
     holds[owner, which] = 1
-    one, two = holds[: len(a)], holds[len(a) :]
-    both, total = one @ two.T, one.sum(1)[:, None] + two.sum(1)
+    first, second = holds[: len(a)], holds[len(a) :]
+    both, total = first @ second.T, first.sum(1)[:, None] + second.sum(1)
     return np.where(total == 0, 0.0, 1 - 2 * both / np.maximum(total, 1))
 
 
 def mcc(predicted: np.ndarray, truth: np.ndarray, length: int) -> float:
-    """Matthews' correlation coefficient of the pairs of two structures, over all i < j of `length` bases.
+    """Returns Matthews' correlation coefficient of the pairs of two structures, over all i < j of `length` bases.
 
-    Where it is 0 / 0, as one of the structures has no pair: 1 if both have none, else 0.
+    It is 0 / 0 where one of the structures has no pair: then 1 if both have none, else 0.
     """
-    one, two = set(map(tuple, predicted.tolist())), set(map(tuple, truth.tolist()))
-    shared, positive, true, every = len(one & two), len(one), len(two), length * (length - 1) // 2
+    named, real = set(map(tuple, predicted.tolist())), set(map(tuple, truth.tolist()))
+    shared, positive, true, every = len(named & real), len(named), len(real), length * (length - 1) // 2
     scale = positive * (every - positive) * true * (every - true)
     if scale == 0:
         return float(positive == true == shared)
@@ -45,28 +46,20 @@ def mcc(predicted: np.ndarray, truth: np.ndarray, length: int) -> float:
 
 
 def ged_squared(model: list[np.ndarray], truth: list[np.ndarray]) -> float:
-    """Squared generalised energy distance of a model's structures from the ensemble's, under d = 1 - pair F1.
+    """Returns the GED² of a model's structures from the ensemble's under d = 1 - pair F1, see `sets.ged_squared`.
 
-    2 E d(model, truth) - E d(model, model') - E d(truth, truth'), each the mean over all pairs of structures, those of
-    a structure with itself included (a V-statistic, as of Kohl et al. 2018). Since 1 - d is a positive semi-definite
-    kernel, that is never negative, and 0 exactly where every structure has the same share of both lists. Leaving self
-    pairs out would make it unbiased, but negative for a good model. Its bias is E d(model, model') / len(model) and
-    likewise of the truth: compare models by equal numbers of structures.
+    1 - d is a positive semi-definite kernel, so it is never negative.
     """
-    return float(2 * distances(model, truth).mean() - distances(model, model).mean() - distances(truth, truth).mean())
+    return sets.ged_squared(distances(model, truth), distances(model, model), distances(truth, truth))
 
 
 def diversity(structures: list[np.ndarray]) -> float:
-    """Expected d = 1 - pair F1 of two draws: the mean over pairs of different draws, equal or not; 0 of a single one.
-
-    Unbiased, so that it does not depend on how many were drawn.
-    """
-    count = len(structures)
-    return float(distances(structures, structures).sum() / max(count * (count - 1), 1))
+    """Returns the expected d = 1 - pair F1 of two draws, see `sets.diversity`."""
+    return sets.diversity(distances(structures, structures))
 
 
 def correlation_sums(predicted: np.ndarray, exact: np.ndarray, length: int) -> np.ndarray:
-    """What `correlation` needs of one sequence; add it over sequences to pool them.
+    """Returns what `correlation` needs of one sequence; add it over sequences to pool them.
 
     Args:
       predicted: [side, side], pair probabilities; side may exceed the length.
@@ -82,7 +75,7 @@ def correlation_sums(predicted: np.ndarray, exact: np.ndarray, length: int) -> n
 
 
 def correlation(sums: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the numbers behind sums [..., 6]: float64 [...], NaN where either is constant."""
+    """Returns Pearson's correlation of the numbers behind sums [..., 6]: float64 [...], NaN where one is constant."""
     n, a, b, aa, bb, ab = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
     spread_a, spread_b = n * aa - a * a, n * bb - b * b
     varies = (spread_a > 1e-12 * n * aa) & (spread_b > 1e-12 * n * bb)  # else it is rounding
@@ -91,7 +84,7 @@ def correlation(sums: np.ndarray) -> np.ndarray:
 
 
 def box_frequencies(structures: list[np.ndarray]) -> dict[tuple[int, ...], float]:
-    """Box (type, x0, y0, wx, wy) -> share of the structures, given by their pairs, that hold it."""
+    """Returns box (type, x0, y0, wx, wy) -> share of the structures, given by their pairs, that hold it."""
     counts: dict[tuple[int, ...], int] = {}
     for pairs in structures:
         for box in set(map(tuple, boxes.boxes_of(pairs).tolist())):
@@ -100,7 +93,7 @@ def box_frequencies(structures: list[np.ndarray]) -> dict[tuple[int, ...], float
 
 
 def box_counts(predicted: Boxes, truth: dict[tuple[int, ...], float]) -> np.ndarray:
-    """What `box_scores` needs of one sequence; add it over sequences to pool them.
+    """Returns what `box_scores` needs of one sequence; add it over sequences to pool them.
 
     Args:
       predicted: by a model; equally probable ones rank in the order in which they stand.
@@ -110,21 +103,21 @@ def box_counts(predicted: Boxes, truth: dict[tuple[int, ...], float]) -> np.ndar
       int64 [3, 4], a row a type (stem, internal loop, hairpin): numbers of boxes to be found, of boxes predicted, of
       hits among the latter, and of hits among as many most probable predictions as there are boxes to be found.
     """
-    wanted = {box for box, frequency in truth.items() if frequency >= PROBABLE}
+    probable = {box for box, frequency in truth.items() if frequency >= PROBABLE}
     order = np.argsort(-predicted.probability, kind="stable")
     ranked = list(map(tuple, predicted.boxes[order].tolist()))
-    hit = np.array([box in wanted for box in ranked], bool)
+    hit = np.array([box in probable for box in ranked], bool)
     kind, there = predicted.boxes[order, 0], predicted.probability[order] >= PROBABLE
     counts = []
     for number in (1, 2, 3):
         of_type = kind == number
-        true = sum(box[0] == number for box in wanted)
+        true = sum(box[0] == number for box in probable)
         counts.append([true, (of_type & there).sum(), (of_type & there & hit).sum(), hit[of_type][:true].sum()])
     return np.array(counts, np.int64)
 
 
 class BoxScores(NamedTuple):
-    """How well boxes are found, each float64 [...]; NaN where it is 0 / 0."""
+    """Shares of boxes that are found, each float64 [...]; NaN where it is 0 / 0."""
 
     sensitivity: np.ndarray  # share of the boxes to be found that are predicted
     precision: np.ndarray  # share of the predicted boxes that were to be found
@@ -132,7 +125,7 @@ class BoxScores(NamedTuple):
 
 
 def box_scores(counts: np.ndarray) -> BoxScores:
-    """The scores of counts [..., 4] of `box_counts`, or of their sums over sequences, types or both."""
+    """Returns the scores of counts [..., 4] of `box_counts`, or of their sums over sequences, types or both."""
     true, predicted, hits, matched = np.moveaxis(np.asarray(counts, np.float64), -1, 0)
 
     def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

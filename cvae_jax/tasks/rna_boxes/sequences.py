@@ -14,7 +14,7 @@ CODES[[ord("T"), ord("t")]] = LETTERS.index("U")
 
 
 def encode(sequence: str) -> np.ndarray:
-    """A sequence as codes, int8 [length], positions in LETTERS; T is U, and lower case is as good as upper.
+    """Returns a sequence as codes, int8 [length]: positions in LETTERS; T is U, lower case is as good as upper.
 
     Raises:
       UserError: for an empty sequence or another letter.
@@ -31,5 +31,5 @@ def encode(sequence: str) -> np.ndarray:
 
 
 def decode(codes: np.ndarray) -> str:
-    """The sequence of codes 0 to 4, int [length]."""
+    """Returns the sequence of codes 0 to 4, int [length]."""
     return ASCII[np.asarray(codes)].tobytes().decode()

@@ -17,6 +17,8 @@ from cvae_jax.tasks.rna_boxes import boxes
 
 csv.field_size_limit(2**24)  # lists of pairs are long
 
+Pickled = Any  # what a pickle holds: plain values, and notes of all else
+
 
 class Table(NamedTuple):
     """Sequences, all different, with their structures."""
@@ -27,7 +29,7 @@ class Table(NamedTuple):
 
 
 def read(path: pathlib.Path, max_len: int = 0, family: str = "") -> Table:
-    """The table in a file, by its name: .csv and .csv.gz, see `read_archive`, or .pkl and .pkl.gz, see `read_table`.
+    """Reads the table in a file, by its name: .csv and .csv.gz by `read_archive`, .pkl and .pkl.gz by `read_table`.
 
     Raises:
       UserError: for another name, or a file that cannot be read.
@@ -42,7 +44,7 @@ def read(path: pathlib.Path, max_len: int = 0, family: str = "") -> Table:
 
 
 def is_pickle(path: pathlib.Path) -> bool:
-    """Whether a file's name says that it is a pickle."""
+    """Returns whether a file's name says that it is a pickle."""
     return re.search(r"\.(pkl|pickle)(\.gz)?$", path.name) is not None
 
 
@@ -50,15 +52,15 @@ def refuse_pickle(path: pathlib.Path) -> None:
     """Raises a UserError, which names the converter, for a pickle where arrays are wanted."""
     if is_pickle(path):
         raise UserError(
-            f"{path} is a pickle, which is never loaded; python -m cvae_jax.tasks.rna_boxes.data convert {path} "
-            "--out=FOLDER reads it without executing it"
+            f"{path} is a pickle, which is never loaded; python -m cvae_jax rna_boxes convert {path} --out=FOLDER "
+            "reads it without executing it"
         )
 
 
 def read_archive(path: pathlib.Path, max_len: int = 0, family: str = "") -> Table:
-    """A CSV file, gzipped or not, with the columns id, sequence and structure (dot-bracket), such as ArchiveII.
+    """Reads a CSV file, gzipped or not, with the columns id, sequence and structure (dot-bracket), such as ArchiveII.
 
-    Of equal sequences the first is kept. Pseudoknots, which other brackets than round ones mark, are dropped.
+    The first of equal sequences is kept. Pseudoknots, which other brackets than round ones mark, are dropped.
 
     Args:
       path: of the file.
@@ -89,14 +91,14 @@ def read_archive(path: pathlib.Path, max_len: int = 0, family: str = "") -> Tabl
             pairs, num_dropped = boxes.parse(structure)
         except UserError as error:
             raise UserError(f"{path}, row {n + 1} ({name}): {error}") from None
-        gathered.add(sequence, pairs, num_dropped, one_each=True)
+        gathered.add(sequence, pairs, num_dropped, distinct=True)
     if family and family not in families:
         raise UserError(f"{path} has no family {family!r}; choose from {', '.join(sorted(families))}")
     return gathered.table(path)
 
 
 def read_table(path: pathlib.Path, max_len: int = 0) -> Table:
-    """A pickled pandas table, gzipped or not, with the columns seq and one_idx, one row for each structure.
+    """Reads a pickled pandas table, gzipped or not, with the columns seq and one_idx, one row for each structure.
 
     `one_idx` holds the bases i and those j of the pairs, counted from 0. The pickle is not executed: whatever it
     would import or call is only noted down, and arrays are put together here from these notes.
@@ -127,10 +129,10 @@ def read_table(path: pathlib.Path, max_len: int = 0) -> Table:
     return gathered.table(path)
 
 
-def _row(sequence: Any, one_idx: Any) -> tuple[str, np.ndarray]:
-    """The sequence and the pairs, int [n, 2], of a row of a pickled table."""
+def _row(sequence: Pickled, one_idx: Pickled) -> tuple[str, np.ndarray]:
+    """Returns the sequence and the pairs, int [n, 2], of a row of a pickled table."""
     try:
-        first, last = (np.asarray(_values(one)).reshape(-1) for one in _values(one_idx))
+        first, last = (np.asarray(_values(bases)).reshape(-1) for bases in _values(one_idx))
         if len(first) != len(last) or {first.dtype.kind, last.dtype.kind} - set("iu" if len(first) else "iuf"):
             raise UserError("not whole numbers, or not as many")
     except Exception as error:  # these may still be notes of the pickle
@@ -150,14 +152,21 @@ class _Gathered:
         self.structures: dict[str, list[np.ndarray]] = {}
         self.left_out: collections.Counter[str] = collections.Counter()
 
-    def add(self, sequence: str, pairs: np.ndarray, num_dropped: int = 0, one_each: bool = False) -> None:
-        """Adds a structure or counts why not; `one_each` if a sequence that comes again is a duplicate."""
+    def add(self, sequence: str, pairs: np.ndarray, num_dropped: int = 0, distinct: bool = False) -> None:
+        """Adds a structure, or counts why not.
+
+        Args:
+          sequence: of letters.
+          pairs: of the structure, int [n, 2].
+          num_dropped: how many of its pairs were in pseudoknots, and are left out.
+          distinct: whether a sequence that comes again is a duplicate, and not one with another structure.
+        """
         sequence = sequence.upper().replace("T", "U")
         if not sequence or set(sequence) - set("ACGUN"):
             self.left_out["sequences with letters other than ACGUTN"] += 1
         elif self.max_len and len(sequence) > self.max_len:
             self.left_out[f"sequences of more than {self.max_len} bases"] += 1
-        elif one_each and sequence in self.structures:
+        elif distinct and sequence in self.structures:
             self.left_out["duplicates of sequences"] += 1
         else:
             try:
@@ -167,8 +176,8 @@ class _Gathered:
                 self.left_out["structures with pairs that cross"] += 1
 
     def table(self, path: pathlib.Path) -> Table:
-        """The table."""
-        usable = {sequence: found for sequence, found in self.structures.items() if found}
+        """Returns the table; raises a UserError where no sequence is left, with the path of its file."""
+        usable = {sequence: structures for sequence, structures in self.structures.items() if structures}
         if not usable:
             reasons = ", ".join(f"{number} {what}" for what, number in self.left_out.items())
             raise UserError(f"{path} has no sequence that can be used ({reasons}); take another file")
@@ -176,50 +185,51 @@ class _Gathered:
 
 
 class _Note:
-    """What stands for an object that a pickle would have made: by what, from which arguments and which state."""
+    """Stands for an object that a pickle would have made: by what, from which arguments and which state."""
 
     path = ""  # what would have been called
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "_Note":
-        """Any arguments are noted."""
+    def __new__(cls, *args: Pickled, **kwargs: Pickled) -> "_Note":
+        """Notes any arguments."""
         note = super().__new__(cls)
         note.args = args
         note.state = None
         return note
 
-    args: tuple[Any, ...]
-    state: Any
+    args: tuple[Pickled, ...]
+    state: Pickled
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __init__(self, *args: Pickled, **kwargs: Pickled) -> None: ...
 
-    def __setstate__(self, state: Any) -> None:
-        """The unpickler calls this with what it would have stored in the object."""
+    def __setstate__(self, state: Pickled) -> None:
+        """Notes what the unpickler would have stored in the object."""
         self.state = state
 
 
 class _Unpickler(pickle.Unpickler):
     """Imports and calls nothing: every global is a class of notes."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What the pickle calls `module.name`."""
+    def find_class(self, module: str, name: str) -> Pickled:
+        """Returns the notes of what the pickle calls `module.name`."""
         return type("_Note", (_Note,), {"path": f"{module}.{name}"})
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Pickles of tables have none."""
+    def persistent_load(self, pid: Pickled) -> Pickled:
+        """Refuses: pickles of tables refer to nothing outside."""
         raise pickle.UnpicklingError("it refers to objects outside the file")
 
 
-def _is(value: Any, name: str) -> bool:
-    """Whether a value is a note of what has this name; modules differ between versions."""
+def _is(value: Pickled, name: str) -> bool:
+    """Returns whether a value is a note of what has this name; modules differ between versions."""
     return isinstance(value, _Note) and value.path.rsplit(".", 1)[-1] == name
 
 
-def _unknown(value: Any) -> UserError:
+def _unknown(value: Pickled) -> UserError:
+    """Returns the error for a value that is not understood."""
     return UserError(f"{value.path if isinstance(value, _Note) else type(value).__name__} is not understood")
 
 
-def _columns(frame: Any) -> dict[str, list[Any]]:
-    """The columns of a note of a DataFrame, by name."""
+def _columns(frame: Pickled) -> dict[str, list[Pickled]]:
+    """Returns the columns of a note of a DataFrame, by name."""
     if not _is(frame, "DataFrame"):
         raise _unknown(frame)
     manager = frame.state.get("_mgr", frame.state.get("_data"))  # before pandas 1.1
@@ -233,7 +243,7 @@ def _columns(frame: Any) -> dict[str, list[Any]]:
         axes = state["axes"]
         placed = [(block["values"], block["mgr_locs"]) for block in state["blocks"]]
     names = _values(_index(axes[0]))
-    columns: dict[str, list[Any]] = {}
+    columns: dict[str, list[Pickled]] = {}
     for values, where in placed:
         positions = range(len(names))[slice(*where.args)] if _is(where, "slice") else _values(where)
         rows = _values(values)
@@ -244,30 +254,33 @@ def _columns(frame: Any) -> dict[str, list[Any]]:
     return columns
 
 
-def _block(block: Any) -> tuple[Any, Any]:
-    """The values of a note of a block of columns, and its columns' positions."""
+def _block(block: Pickled) -> tuple[Pickled, Pickled]:
+    """Returns the values of a note of a block of columns, and its columns' positions."""
     if not _is(block, "_unpickle_block"):
         raise _unknown(block)
     values, where, _ = block.args
     return values, where
 
 
-def _index(index: Any) -> Any:
+def _index(index: Pickled) -> Pickled:
+    """Returns the names in a note of an index."""
     if not _is(index, "_new_Index"):
         raise _unknown(index)
     return index.args[1]["data"]
 
 
-def _is_matrix(value: Any) -> bool:
+def _is_matrix(value: Pickled) -> bool:
+    """Returns whether a value is a note of an array of two axes."""
     return isinstance(value, _Note) and _is_array(value) and _array(value).ndim == 2
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: Pickled) -> bool:
+    """Returns whether a value is a note of an array of NumPy."""
     return _is(value, "_reconstruct") or _is(value, "_frombuffer")
 
 
-def _values(value: Any) -> Any:
-    """Something like a list: a list, or notes of an array of NumPy, pandas or Arrow."""
+def _values(value: Pickled) -> Pickled:
+    """Returns something like a list of a list, or of notes of an array of NumPy, pandas or Arrow."""
     if isinstance(value, list | tuple):
         return value
     if _is_array(value):
@@ -279,8 +292,8 @@ def _values(value: Any) -> Any:
     raise _unknown(value)
 
 
-def _array(note: Any) -> np.ndarray:
-    """The NumPy array that a note tells of, of numbers or of objects."""
+def _array(note: Pickled) -> np.ndarray:
+    """Returns the NumPy array that a note tells of, of numbers or of objects."""
     if _is(note, "_frombuffer"):
         raw, dtype, shape, order = note.args
         return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order=order)
@@ -292,15 +305,15 @@ def _array(note: Any) -> np.ndarray:
     return np.frombuffer(_bytes(raw), _dtype(dtype)).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _dtype(note: Any) -> np.dtype:
-    """A dtype of numbers."""
+def _dtype(note: Pickled) -> np.dtype:
+    """Returns the dtype of numbers that a note tells of."""
     if not _is(note, "dtype") or not re.fullmatch("[iufb][1248]", note.args[0]):
         raise _unknown(note)
     return np.dtype(note.args[0]).newbyteorder(note.state[1])
 
 
-def _bytes(raw: Any) -> bytes:
-    """Bytes, which pickles of old protocols have as text."""
+def _bytes(raw: Pickled) -> bytes:
+    """Returns bytes, which pickles of old protocols have as text."""
     if _is(raw, "encode"):
         return raw.args[0].encode("latin-1")
     if _is(raw, "bytearray") or _is(raw, "py_buffer"):
@@ -308,8 +321,8 @@ def _bytes(raw: Any) -> bytes:
     return bytes(raw) if isinstance(raw, bytes | bytearray) else b""
 
 
-def _arrow_strings(note: Any) -> list[str]:
-    """The strings of an array of Arrow, in one or several pieces."""
+def _arrow_strings(note: Pickled) -> list[str]:
+    """Returns the strings of an array of Arrow, in one or several pieces."""
     if _is(note, "chunked_array"):
         return [string for piece in note.args[0] for string in _arrow_strings(piece)]
     if not _is(note, "_restore_array"):

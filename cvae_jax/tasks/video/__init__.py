@@ -1,5 +1,5 @@
 """Video prediction: see task.py."""
 
-from cvae_jax.tasks.video.task import make_task
+from cvae_jax.tasks.video.task import Video as TASK
 
-__all__ = ["make_task"]
+__all__ = ["TASK"]

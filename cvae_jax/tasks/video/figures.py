@@ -1,18 +1,16 @@
-"""Pictures of predicted videos: GIFs of the truth beside predictions, and strips with a frame a column."""
+"""Figures of predicted videos: GIFs of the truth beside predictions, and strips with a frame a column."""
 
 import functools
 import pathlib
 import tempfile
-from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from cvae_jax import figures
-from cvae_jax.inference import draws as inference
-from cvae_jax.model import Batch, How, Model, Variables
-from cvae_jax.tasks.video import metrics as measures
+from cvae_jax import figures, inference
+from cvae_jax.task import Batch, Fitted, Grid, Plot
+from cvae_jax.tasks.video import metrics
 
 KNOWN, PREDICTED = (0.1, 0.6, 0.2), (0.85, 0.1, 0.1)  # colours of the border
 VIDEOS = 4  # in a strip
@@ -20,26 +18,28 @@ WIDEST = 15  # frames in a strip
 SAMPLES = 2  # of each video, beside the best one
 MILLISECONDS = 250  # that a GIF shows each frame
 
-_sample = jax.jit(inference.sample, static_argnums=(0, 4, 5))
 
+def of_videos(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> dict[str, Grid | Plot]:
+    """Returns a GIF of the videos, whose still picture shows its last frame, and strips of the first few.
 
-def pictures(
-    model: Model, variables: Variables, batch: Batch, how: How, key: jax.Array, num_samples: int
-) -> dict[str, Callable[[pathlib.Path, str], None]]:
-    """Of the first videos: a GIF, whose still picture shows its last frame, and strips.
+    Each shows the truth, the sample with the highest PSNR, and the first few samples.
 
-    Each shows the truth, the sample with the highest PSNR out of `num_samples`, and the first few.
+    Args:
+      fitted: a model with its variables.
+      batch: of videos, with their future.
+      key: of all random numbers.
+      num_samples: from which the best is chosen.
     """
     # All are measured, and those that are shown drawn once more: of large frames, not all can be kept.
-    psnr = measures.of_samples(model, variables, batch, how, key, num_samples)["PSNR"].mean(2)
+    psnr = metrics.quality_of_samples(fitted, batch, key, num_samples)["PSNR"].mean(2)
     best, count = psnr.argmax(0), len(psnr)
-    all_keys = measures.sample_keys(batch, key, count)
+    all_keys = inference.keys_of(batch, key, count)
     names, chosen = ["prediction"], all_keys
     if count > 1:
         names = [f"best of {count}", *(f"sample {number + 1}" for number in range(min(SAMPLES, count)))]
         chosen = jnp.concatenate([all_keys[best, jnp.arange(len(best))][None], all_keys[:SAMPLES]])
-    drawn = np.asarray(_sample(model, variables, batch, chosen, False, how.predicts_from))
-    shown = dict(zip(names, drawn, strict=True))
+    samples = np.asarray(inference.draw_samples(fitted, batch, chosen, noise=False))
+    shown = dict(zip(names, samples, strict=True))
     past, future = np.asarray(batch.x["frames"]), np.asarray(batch.y)
     whole = {name: np.concatenate([past, frames], 1) for name, frames in {"truth": future, **shown}.items()}
     num_past = past.shape[1]
@@ -50,7 +50,7 @@ def pictures(
 
 
 def bordered(image: np.ndarray, known: bool) -> np.ndarray:
-    """A frame [height, width, channels] in [0, 1] with a border that tells whether it is known: [..., 3]."""
+    """Returns a frame [height, width, channels] in [0, 1] with a border that tells whether it is known: [..., 3]."""
     height, width = image.shape[:2]
     edge = max(1, height // 16)
     framed = np.empty((height + 2 * edge, width + 2 * edge, 3))
@@ -84,7 +84,14 @@ def gif(path: pathlib.Path, title: str, videos: dict[str, np.ndarray], num_past:
 
 
 def strip(path: pathlib.Path, title: str, videos: dict[str, np.ndarray], num_past: int) -> None:
-    """Saves the first few videos with a frame a column, and a row for each of `videos`; arguments as of `gif`."""
+    """Saves the first few videos with a frame a column, and a row for each of `videos`.
+
+    Args:
+      path: of the PNG.
+      title: a line above it.
+      videos: as in `gif`.
+      num_past: how many of the frames are known.
+    """
     frames = next(iter(videos.values()))
     num_videos, num_frames = min(VIDEOS, len(frames)), frames.shape[1]
     # All of the frames, or so many of them evenly.
@@ -92,9 +99,9 @@ def strip(path: pathlib.Path, title: str, videos: dict[str, np.ndarray], num_pas
     columns = {
         str(number + 1): np.stack(
             [
-                bordered(each[video, number], number < num_past)
+                bordered(version[video, number], number < num_past)
                 for video in range(num_videos)
-                for each in videos.values()
+                for version in videos.values()
             ]
         )
         for number in numbers.tolist()

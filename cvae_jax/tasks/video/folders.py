@@ -6,32 +6,40 @@ The folders lie in DIR/train, DIR/validate and DIR/test, at any depth, as those 
 
 Row k of a CSV file, counted from 0 as frames are, is what a model is given when it predicts k.png; row 0 is not read.
 
-Without a folder it is BAIR's robot that pushes things, from TensorFlow Datasets.
+If no folder is named, videos are those of BAIR's robot that pushes things, from TensorFlow Datasets.
 """
 
 import csv
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from cvae_jax.data import tfds
 from cvae_jax.errors import UserError
+from cvae_jax.task import Arrays, Splits
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
 LARGEST = float(np.finfo(np.float32).max)
 
 BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
-OF_BAIR = {"actions.csv": "action", "endeffector_positions.csv": "endeffector_pos"}
+BAIR_TABLES = {"actions.csv": "action", "endeffector_positions.csv": "endeffector_pos"}
 
 
-def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    """The videos of each split.
+def check_settings(settings: ConfigDict) -> None:
+    """Raises a UserError for a number in a config's section `data` that cannot be."""
+    for key, least in (("num_frames", 1), ("size", 1), ("num_train", 0), ("num_columns", 0)):
+        if getattr(settings, key) < least:
+            raise UserError(f"data.{key}={getattr(settings, key)} must be at least {least}")
+
+
+def load(settings: ConfigDict) -> Splits:
+    """Loads the videos of each split.
 
     Args:
       settings: `dir`, or "" for BAIR's; `num_train`, the first so many training videos, 0: all; `num_frames`, how many
@@ -46,26 +54,27 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     Raises:
       UserError: for what is missing, damaged or of another size; names the file, and the row of a CSV file.
     """
+    check_settings(settings)
     if not settings.dir:
         return _bair(settings)
     folder = pathlib.Path(settings.dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.dir={settings.dir!r} is not a folder; it should hold train, validate and test")
-    found = {split: _videos(folder / name) for split, name in FOLDERS.items() if (folder / name).is_dir()}
-    for split in ("train", "test", *(["valid"] if "valid" in found else [])):
-        if not found.get(split):
+    videos = {split: _videos(folder / name) for split, name in FOLDERS.items() if (folder / name).is_dir()}
+    for split in ("train", "test", *(["valid"] if "valid" in videos else [])):
+        if not videos.get(split):
             raise UserError(f"{folder / FOLDERS[split]} holds no video, a folder with 0.png; put some there")
-    found["train"] = found["train"][: settings.num_train or None]
-    if "valid" not in found:
-        num_train = len(found["train"])
+    videos["train"] = videos["train"][: settings.num_train or None]
+    if "valid" not in videos:
+        num_train = len(videos["train"])
         _check_held_out(num_train, settings.num_valid)
         order = np.random.Generator(np.random.Philox(0)).permutation(num_train).tolist()
         valid, train = sorted(order[: settings.num_valid]), sorted(order[settings.num_valid :])
-        found["train"], found["valid"] = ([found["train"][number] for number in chosen] for chosen in (train, valid))
-    return {split: _with_other(_stack(found[split], split, settings)) for split in FOLDERS}
+        videos["train"], videos["valid"] = ([videos["train"][number] for number in rows] for rows in (train, valid))
+    return {split: _with_other_condition(_stack(videos[split], split, settings)) for split in FOLDERS}
 
 
-def _with_other(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_other_condition(arrays: Arrays) -> Arrays:
     return {**arrays, "other_condition": np.roll(arrays["condition"], 1, 0)}
 
 
@@ -76,12 +85,12 @@ def _check_held_out(num_train: int, num_valid: int) -> None:
         )
 
 
-def _bair(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    """BAIR's videos, a split of which is read at a time: uint8, at 64x64 they take 16 GB."""
-    unknown = [name for name in settings.conditions if name not in OF_BAIR]
+def _bair(settings: ConfigDict) -> Splits:
+    """Returns BAIR's videos. They take 16 GB at 64x64, uint8, so one half of them is read at a time."""
+    unknown = [name for name in settings.conditions if name not in BAIR_TABLES]
     if unknown:
-        raise UserError(f"data.conditions={unknown[0]!r} is none of BAIR's {', '.join(OF_BAIR)}; or set data.dir")
-    made = {}
+        raise UserError(f"data.conditions={unknown[0]!r} is none of BAIR's {', '.join(BAIR_TABLES)}; or set data.dir")
+    halves = {}
     for half in ("train", "test"):
         rows = tfds.rows(BAIR, half, "name a folder of videos with data.dir")
         count = min(len(rows), settings.num_train or len(rows)) if half == "train" else len(rows)
@@ -89,7 +98,7 @@ def _bair(settings: Any) -> dict[str, dict[str, np.ndarray]]:
         condition = np.zeros((count, settings.num_frames, settings.num_columns), np.float32)
         for number in tqdm(range(count), desc=f"reading videos, {half}", disable=None):
             row = rows[number]
-            images, tables = row["image_main"], [row[OF_BAIR[name]] for name in settings.conditions]
+            images, tables = row["image_main"], [row[BAIR_TABLES[name]] for name in settings.conditions]
             columns = np.concatenate([np.zeros((len(images), 0), np.float32), *tables], 1)
             side = images.shape[1]
             if len(images) < settings.num_frames or side % settings.size or columns.shape[1] != settings.num_columns:
@@ -100,23 +109,24 @@ def _bair(settings: Any) -> dict[str, dict[str, np.ndarray]]:
             for place, image in enumerate(images[: settings.num_frames]):
                 frames[number, place] = np.asarray(Image.fromarray(image).reduce(side // settings.size))
             condition[number] = columns[: settings.num_frames]
-        made[half] = {"frames": frames, "condition": condition}
-    num_train = len(made["train"]["frames"])
+        halves[half] = {"frames": frames, "condition": condition}
+    num_train = len(halves["train"]["frames"])
     _check_held_out(num_train, settings.num_valid)
     cut = num_train - settings.num_valid
     return {  # the last for validation: slices, which are no copies
-        "train": _with_other({name: array[:cut] for name, array in made["train"].items()}),
-        "valid": _with_other({name: array[cut:] for name, array in made["train"].items()}),
-        "test": _with_other(made["test"]),
+        "train": _with_other_condition({name: array[:cut] for name, array in halves["train"].items()}),
+        "valid": _with_other_condition({name: array[cut:] for name, array in halves["train"].items()}),
+        "test": _with_other_condition(halves["test"]),
     }
 
 
 def _videos(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders that hold frames, in the order of their names."""
+    """Returns the folders that hold frames, in the order of their names."""
     return sorted({path.parent for path in folder.rglob("*.png")})
 
 
-def _stack(folders: Sequence[pathlib.Path], split: str, settings: Any) -> dict[str, np.ndarray]:
+def _stack(folders: Sequence[pathlib.Path], split: str, settings: ConfigDict) -> Arrays:
+    """Reads the videos of these folders."""
     num_frames, num_columns = settings.num_frames, settings.num_columns
     frames, condition = [], []
     for folder in tqdm(folders, desc=f"reading videos, {split}", disable=None):
@@ -133,11 +143,11 @@ def _stack(folders: Sequence[pathlib.Path], split: str, settings: Any) -> dict[s
 
 
 def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
-    """The frames 0.png to <num_frames - 1>.png, uint8 [num_frames, size, size, 3].
+    """Reads the frames 0.png to <num_frames - 1>.png: uint8 [num_frames, size, size, 3].
 
     Raises:
-      UserError: for a frame that is missing, cannot be read, or has another size than the first, or one of which
-        `size` is no divisor.
+      UserError: for a frame that is missing, cannot be read, has another size than the first, or is no square of a
+        multiple of `size`.
     """
     frames = np.zeros((num_frames, size, size, 3), np.uint8)
     first = None
@@ -168,7 +178,7 @@ def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
 
 
 def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
-    """The first rows of a CSV file without a heading, one a frame: float32 [num_frames, columns].
+    """Reads the first rows of a CSV file without a heading, one a frame: float32 [num_frames, columns].
 
     Raises:
       UserError: for a missing file, fewer rows, rows of different lengths, or what is no finite number.

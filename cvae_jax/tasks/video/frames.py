@@ -1,11 +1,10 @@
 """Encoders and decoders of video frames, joined by skips: those of DCGAN and VGG as SVG has them.
 
-A decoder joins what comes from below with a skip in one convolution. Here it is one of each, added up, which is the
-same: so what it makes of the skips is computed once, however many frames are drawn with them.
+A published decoder convolves its features and a skip together. Here each has a convolution of its own and the two are
+added up, which is the same. So the skips' part is computed once, however many frames are drawn with them.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,13 +17,13 @@ SMALLEST = 4  # pixels, height and width, where encoders end and decoders begin
 
 
 def widths(width: int, size: int) -> tuple[int, ...]:
-    """Channels of every level of frames of size x size: `width` at first, and twice as many at half the size."""
+    """Returns the channels of every level of frames of size x size: `width`, and twice as many at half the size."""
     levels = (size // SMALLEST).bit_length() - 1
     return tuple(width * 2**level for level in range(levels))
 
 
-def _whole(values: Array) -> Array:
-    """Of at least float32."""
+def _float32(values: Array) -> Array:
+    """Returns values of at least float32."""
     return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
@@ -32,7 +31,7 @@ class Normalised(nn.Module):
     """Batch normalisation and an activation. Layers before it have no bias, which it would take off again."""
 
     dtype: DTypeLike | None
-    activation: Any = None  # leaky ReLU of 0.2 by default
+    activation: Callable[[Array], Array] | None = None  # leaky ReLU of 0.2 by default
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
@@ -50,8 +49,8 @@ class Ending(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         flat = inputs.reshape(len(inputs), -1)
-        told = Normalised(self.dtype, nn.tanh)(nn.Dense(self.features, use_bias=False, dtype=self.dtype)(flat))
-        return _whole(told)
+        features = nn.Dense(self.features, use_bias=False, dtype=self.dtype)(flat)
+        return _float32(Normalised(self.dtype, nn.tanh)(features))
 
 
 class Beginning(nn.Module):
@@ -81,7 +80,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`of_skips`, then features -> frames, in [0, 1]; `skip` holds a layer for the skip of every level.
+    """Features and encoded skips -> frames, in [0, 1]; `skip` holds a layer for the skip of every level.
 
     Attributes:
       widths: channels of each level, as the encoder's.
@@ -93,9 +92,9 @@ class Decoder(nn.Module):
     channels: int
     dtype: DTypeLike | None = None
 
-    def of_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
-        """What each level makes of its skip."""
-        return tuple(skip(one) for skip, one in zip(self.skip, skips, strict=True))
+    def encode_skips(self, skips: Sequence[Array]) -> tuple[Array, ...]:
+        """Returns each level's part in its skip."""
+        return tuple(layer(skip) for layer, skip in zip(self.skip, skips, strict=True))
 
 
 class DCGANEncoder(Encoder):
@@ -118,17 +117,22 @@ class DCGANDecoder(Decoder):
     def setup(self) -> None:
         outputs = (self.channels, *self.widths[:-1])
         self.beginning = Beginning(self.widths[-1], self.dtype)
-        self.below = [TransposedConv(each, level == 0, self.dtype) for level, each in enumerate(outputs)]
-        self.skip = [TransposedConv(each, False, self.dtype) for each in outputs]
+        self.below = [TransposedConv(channels, level == 0, self.dtype) for level, channels in enumerate(outputs)]
+        self.skip = [TransposedConv(channels, False, self.dtype) for channels in outputs]
         self.normalised = [Normalised(self.dtype) for _ in self.widths[:-1]]
 
-    def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
-        """features [n, features]; of_skips [k, ...], each for n / k frames in a row -> [n, size, size, channels]."""
+    def __call__(self, features: Array, encoded_skips: Sequence[Array]) -> Array:
+        """Returns frames [n, size, size, channels].
+
+        Args:
+          features: [n, features].
+          encoded_skips: of each level [k, ...], each of the k for n / k frames in a row.
+        """
         frames = self.beginning(features)
         for level in reversed(range(len(self.widths))):
-            frames = add(self.below[level](frames), of_skips[level])
+            frames = add(self.below[level](frames), encoded_skips[level])
             frames = self.normalised[level - 1](frames) if level else nn.sigmoid(frames)
-        return _whole(frames)
+        return _float32(frames)
 
 
 class VGGLayers(nn.Module):
@@ -164,26 +168,26 @@ class VGGDecoder(Decoder):
     def setup(self) -> None:
         self.beginning = Beginning(self.widths[-1], self.dtype)
         # The first convolution of a level, of what comes from below and of the skip; then the rest.
-        self.below = [Conv(each, (3, 3), use_bias=False, dtype=self.dtype) for each in self.widths]
-        self.skip = [Conv(each, (3, 3), use_bias=False, dtype=self.dtype) for each in self.widths]
+        self.below = [Conv(channels, (3, 3), use_bias=False, dtype=self.dtype) for channels in self.widths]
+        self.skip = [Conv(channels, (3, 3), use_bias=False, dtype=self.dtype) for channels in self.widths]
         self.normalised = [Normalised(self.dtype) for _ in self.widths]
         self.rest = [
-            VGGLayers([each] * (level > 1) + [self.widths[level - 1]] * (level > 0), self.dtype)
-            for level, each in enumerate(self.widths)
+            VGGLayers([channels] * (level > 1) + [self.widths[level - 1]] * (level > 0), self.dtype)
+            for level, channels in enumerate(self.widths)
         ]
         self.frame = Conv(self.channels, (3, 3), dtype=self.dtype)
 
-    def __call__(self, features: Array, of_skips: Sequence[Array]) -> Array:
-        """As that of DCGANDecoder."""
+    def __call__(self, features: Array, encoded_skips: Sequence[Array]) -> Array:
+        """Returns frames, as DCGANDecoder does."""
         frames = self.beginning(features)
         for level in reversed(range(len(self.widths))):
-            frames = add(self.below[level](jnp.repeat(jnp.repeat(frames, 2, 1), 2, 2)), of_skips[level])
+            frames = add(self.below[level](jnp.repeat(jnp.repeat(frames, 2, 1), 2, 2)), encoded_skips[level])
             frames = self.rest[level](self.normalised[level](frames))
-        return _whole(nn.sigmoid(self.frame(frames)))
+        return _float32(nn.sigmoid(self.frame(frames)))
 
 
 def add(frames: Array, shared: Array) -> Array:
-    """frames [n, ...] plus shared [k, ...], each for n / k frames in a row."""
+    """Returns frames [n, ...] plus shared [k, ...], each of the k for n / k frames in a row."""
     blocks = frames.reshape(len(shared), -1, *shared.shape[1:])
     return (blocks + shared[:, None]).reshape(frames.shape)
 

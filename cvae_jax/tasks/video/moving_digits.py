@@ -4,22 +4,24 @@ The arrays hold still digits. Clips are made of them on the device, anew each ti
 twice.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 from PIL import Image
 
 from cvae_jax.data import digits, mnist
 from cvae_jax.errors import UserError
+from cvae_jax.task import Splits
+
+Pair = tuple[Array, Array]
 
 SOURCES = {"digits": digits.load, "mnist": mnist.load}
 
 
-def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
-    """Still digits, those that share a clip together.
+def load(settings: ConfigDict) -> Splits:
+    """Loads still digits, those that share a clip together.
 
     Args:
       settings: `of`, where digits come from, "mnist" or the embedded "digits", and what that source reads;
@@ -37,22 +39,22 @@ def load(settings: Any) -> dict[str, dict[str, np.ndarray]]:
     for key, value in (("num_digits", settings.num_digits), ("digit_size", settings.digit_size)):
         if value < 1:
             raise UserError(f"data.{key}={value} must be at least 1")
-    made = {}
+    splits = {}
     for split, arrays in SOURCES[settings.of](settings).items():
         shape = (settings.digit_size, settings.digit_size)
-        still = [Image.fromarray(one).resize(shape, Image.Resampling.BILINEAR) for one in arrays["image"]]
-        images = np.stack([np.asarray(one) for one in still])
+        still = [Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR) for image in arrays["image"]]
+        images = np.stack([np.asarray(image) for image in still])
         generator = np.random.Generator(np.random.Philox(0))
-        others = [generator.permutation(len(images)) for _ in range(settings.num_digits - 1)]
-        made[split] = {"digits": np.stack([images, *(images[order] for order in others)], 1)}
-    return made
+        orders = [generator.permutation(len(images)) for _ in range(settings.num_digits - 1)]
+        splits[split] = {"digits": np.stack([images, *(images[order] for order in orders)], 1)}
+    return splits
 
 
-def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int) -> tuple[Array, Array]:
-    """Clips of moving digits.
+def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int) -> Pair:
+    """Makes clips of moving digits.
 
-    A digit begins anywhere within the frame, with any velocity of whole pixels a frame. Where it would leave it stops
-    at the wall, and takes a new velocity, away from that wall.
+    A digit begins anywhere within the frame, with any velocity of whole pixels a frame. When it would leave, it stops
+    at the wall and takes a new velocity, away from that wall.
 
     Args:
       still: uint8 [batch, digits, height, width].
@@ -67,7 +69,7 @@ def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int)
     """
     room = jnp.array([size - still.shape[2], size - still.shape[3]], jnp.int32)
 
-    def of_digit(digit: Array, key: Array) -> tuple[Array, Array]:
+    def digit_clip(digit: Array, key: Array) -> Pair:
         place_key, speed_key, any_key, away_key = jax.random.split(key, 4)
         place = jax.random.randint(place_key, (2,), 0, room + 1)
         velocity = jax.random.randint(speed_key, (2,), -max_speed, max_speed + 1)
@@ -75,7 +77,7 @@ def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int)
         along = jax.random.randint(any_key, (num_frames, 2), -max_speed, max_speed + 1)
         away = jax.random.randint(away_key, (num_frames, 2), 1, max_speed + 1)
 
-        def move(state: tuple[Array, Array], new: tuple[Array, Array]) -> tuple[tuple[Array, Array], Any]:
+        def move(state: Pair, new: Pair) -> tuple[Pair, Pair]:
             place, velocity = state
             low, high = place < 0, place > room
             hit = low | high
@@ -89,8 +91,8 @@ def clips(still: Array, keys: Array, num_frames: int, size: int, max_speed: int)
         frames = jax.vmap(lambda place: jax.lax.dynamic_update_slice(empty, digit, tuple(place)))(places)
         return frames, turns
 
-    def of_clip(digits: Array, key: Array) -> tuple[Array, Array]:
-        frames, hits = jax.vmap(of_digit)(digits.astype(jnp.int32), jax.random.split(key, len(digits)))
+    def clip(digits: Array, key: Array) -> Pair:
+        frames, hits = jax.vmap(digit_clip)(digits.astype(jnp.int32), jax.random.split(key, len(digits)))
         return jnp.minimum(frames.sum(0), 255).astype(jnp.uint8), hits.any(0)
 
-    return jax.vmap(of_clip)(still, keys)
+    return jax.vmap(clip)(still, keys)

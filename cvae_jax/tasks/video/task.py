@@ -1,88 +1,110 @@
 """Future frames of a video given its first ones, and actions where there are any: SVG-FP and SVG-LP.
 
 x is the past frames and the conditions of all frames, y the future frames, each pixel a Gaussian of one learned scale.
-In training all frames but the first are y. See networks/svg.py for the model, and for its two ways through time.
+In training all frames but the first are y. See networks.py for the model, and for its two ways through time.
 """
 
-import functools
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
 from cvae_jax import objectives, schedules
 from cvae_jax.data import images
 from cvae_jax.distributions import Normal, bounded_normal
 from cvae_jax.errors import UserError
-from cvae_jax.model import Batch, PyTree, Stage, Task, Train, Variables
-from cvae_jax.networks.cvae import make_model
-from cvae_jax.tasks.video import figures, moving_digits
-from cvae_jax.tasks.video import metrics as measures
+from cvae_jax.networks.flax_model import flax_model
+from cvae_jax.objectives import Draws
+from cvae_jax.task import Arrays, Batch, Fitted, Grid, Metric, Plot, PyTree, Spec, Stage, Task
+from cvae_jax.tasks.video import figures, folders, metrics, moving_digits
 from cvae_jax.tasks.video.frames import NETWORKS, SMALLEST, widths
 from cvae_jax.tasks.video.networks import VideoNetworks
 
-SOURCES = ("videos", "moving_digits")
 GIVEN = ("true_frames", "predictions")
 
+# Of terms and validation metrics.
+UNITS = {"teacher_forcing": "share of batches", "PSNR": "dB, a sample of the future"}
 
-def make_task(config: Any) -> Task:
+
+class Video(Task):
     """The task that configs/video.py describes."""
-    _check(config)
-    settings, data = config.cvae, config.data
-    size, moving = data.size, data.source == "moving_digits"
-    channels, columns = (1, 0) if moving else (3, data.num_columns)
 
-    def batch(raw: dict[str, Array], index: Array, valid: Array, example_keys: Array, train: bool) -> Batch:
-        """The first frames; in training from anywhere in the video, and of them the first alone is x."""
-        num_past = 1 if train else config.num_past
-        num_frames = config.num_past + (config.num_future if train else config.measure_future)
-        # `measured` is what measures read of x, and networks do not: where a digit turns, another video's conditions.
-        if moving:
-            frames, turned = moving_digits.clips(raw["digits"], example_keys, num_frames, size, data.max_speed)
-            frames, condition = frames[..., None], jnp.zeros((len(index), num_frames, 0))
+    sources = MappingProxyType({"videos": folders.load, "moving_digits": moving_digits.load})
+
+    def __init__(self, config: ConfigDict, spec: Spec):
+        _check(config)
+        self.config, data = config, config.data
+        self.moving = data.source == "moving_digits"
+        self.channels: int = 1 if self.moving else 3
+        self.columns: int = 0 if self.moving else data.num_columns
+        if self.moving:
+            self.raw = {"digits": jax.ShapeDtypeStruct((data.num_digits, data.digit_size, data.digit_size), np.uint8)}
+        else:
+            rows = jax.ShapeDtypeStruct((data.num_frames, self.columns), np.float32)
+            frames = jax.ShapeDtypeStruct((data.num_frames, data.size, data.size, self.channels), np.uint8)
+            self.raw, self.measured = {"frames": frames, "condition": rows}, {"other_condition": rows}
+        forced = config.measure_given == "true_frames"
+        way = "true frames before each" if forced else "predicted frames before each"
+        speed = f", digits of up to {data.max_speed} pixels a frame" if self.moving else ""
+        self.title = f"{config.num_past} -> {config.measure_future} frames"
+        self.protocol = f"{data.size}x{data.size} frames{speed}, Gaussian pixels of one learned scale, given the {way}"
+        share = schedules.teacher_forcing(config.teacher_forcing)
+        networks = _networks(config, self.channels, forced, share)
+        model = flax_model(networks, _likelihood, autoregressive=forced)
+        self.stages = (_with_share(objectives.stage("cvae", model, config.cvae), share),)
+
+    def check(self, arrays: Arrays) -> None:
+        """Raises a UserError for videos that are too short to be measured."""
+        if not self.moving:  # and not when the task is made: a user's own videos may be longer than these
+            _check_length(self.config, "measure_future")
+
+    def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
+        """Returns the first frames; in training some from anywhere in the video, of which the first alone is x."""
+        config, training = self.config, step is not None
+        num_past = 1 if training else config.num_past
+        num_frames = config.num_past + (config.num_future if training else config.measure_future)
+        if self.moving:
+            data = config.data
+            frames, turned = moving_digits.clips(raw["digits"], keys, num_frames, data.size, data.max_speed)
+            frames, condition = frames[..., None], jnp.zeros((len(ids), num_frames, 0))
             measured = {"turned": turned}
         else:
-            last = data.num_frames - num_frames if train else 0
-            starts = jax.vmap(lambda key: jax.random.randint(key, (), 0, last + 1))(example_keys)
-            frames, condition = jax.vmap(
-                lambda video, start: jax.tree.map(
-                    lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, num_frames), video
-                )
-            )((raw["frames"], raw["condition"]), starts)
-            measured = {} if train else {"other_condition": raw["other_condition"][:, :num_frames]}
+            last = config.data.num_frames - num_frames if training else 0
+            frames, condition = _excerpts((raw["frames"], raw["condition"]), keys, num_frames, last)
+            measured = {name: raw[name][:, :num_frames] for name in self.measured if name in raw}
         frames = frames.astype(jnp.float32) / 255
-        x = {"frames": frames[:, :num_past], "condition": condition, "coin": None, **measured}
-        return Batch(x, frames[:, num_past:], None, index, valid)
+        # Networks read the first two of x; metrics read the rest: where a digit turns, another video's conditions.
+        x = {"frames": frames[:, :num_past], "condition": condition, **measured}
+        return Batch(x, frames[:, num_past:], None, ids, num_targets)
 
-    def check(arrays: dict[str, np.ndarray]) -> None:
-        if not moving:  # and not when the task is made: a user's own videos may be longer than these
-            _check_length(config, "measure_future")
-
-    def observe(x: Any, y: Any = None) -> Batch:
-        """Batch of a user's own videos.
+    def from_user(self, x: Any, y: Any = None) -> Batch:
+        """Returns a batch of a user's own videos.
 
         Args:
           x: `frames`, the past [batch, num_past or more, size, size, channels] in [0, 1], and `condition` of all
             frames, past and future [batch, frames, columns]; where there are no conditions the frames alone.
           y: the future frames, or None.
         """
-        given = x if isinstance(x, dict) else {"frames": x}
-        wanted = ["frames", "condition"] if columns else ["frames"]
-        if not set(wanted) <= set(given) <= {"frames", "condition"}:
-            raise UserError(f"x holds {', '.join(map(str, given)) or 'nothing'}; give it {' and '.join(wanted)}")
-        past = images.own_frames("x", given.get("frames"), size, channels)
+        config, arrays = self.config, x if isinstance(x, dict) else {"frames": x}
+        needed = ["frames", "condition"] if self.columns else ["frames"]
+        if not set(needed) <= set(arrays) <= {"frames", "condition"}:
+            raise UserError(f"x holds {', '.join(map(str, arrays)) or 'nothing'}; give it {' and '.join(needed)}")
+        past = as_frames("x", arrays.get("frames"), config.data.size, self.channels)
         count, num_past = past.shape[:2]
         if num_past < config.num_past:
             raise UserError(f"x has {num_past} frames of each video; prediction needs {config.num_past}")
-        future = None if y is None else images.own_frames("y", y, size, channels)
+        future = None if y is None else as_frames("y", y, config.data.size, self.channels)
         if future is not None and len(future) != count:
             raise UserError(f"x has {count} videos but y has {len(future)}")
         num_frames = num_past + (config.measure_future if future is None else future.shape[1])
-        condition = images.numbers("condition", given.get("condition", np.zeros((count, num_frames, 0))))
-        if condition.ndim != 3 or len(condition) != count or condition.shape[2] != columns:
-            raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {columns}]")
+        condition = images.numbers("condition", arrays.get("condition", np.zeros((count, num_frames, 0))))
+        if condition.ndim != 3 or len(condition) != count or condition.shape[2] != self.columns:
+            raise UserError(f"condition has shape {condition.shape}, expected [{count}, frames, {self.columns}]")
         rows = condition.shape[1]
         if rows <= num_past:
             raise UserError(
@@ -92,13 +114,74 @@ def make_task(config: Any) -> Task:
             raise UserError(
                 f"condition has {rows} rows a video, x and y together {num_frames} frames; give one for each"
             )
-        known = {"frames": past, "condition": condition, "coin": None}
-        return Batch(known, future, None, jnp.arange(count), jnp.ones(count))
+        return Batch({"frames": past, "condition": condition}, future, None, jnp.arange(count), jnp.ones(count))
 
-    forced = config.measure_given == "true_frames"
-    networks = VideoNetworks(
+    def metrics(self, fitted: Fitted, batch: Batch, key: Array) -> dict[str, Metric]:
+        """Returns PSNR and SSIM of predicted frames."""
+        return metrics.measure(fitted, batch, key, self.config.measure_samples)
+
+    def baselines(self, batch: Batch) -> dict[str, dict[str, Metric]]:
+        """Returns the metrics of the last known frame, held."""
+        return metrics.baselines(batch, self.config.measure_samples)
+
+    def validation_metrics(self, fitted: Fitted, batch: Batch, keys: Array) -> dict[str, Array]:
+        """Returns the PSNR of one sample of the future."""
+        return metrics.validation_metrics(fitted, batch, keys)
+
+    def sample_grid(self, batch: Batch, samples: dict[str, PyTree]) -> Grid:
+        """Returns the last known frame, and the last of the future: the truth and samples."""
+        last = batch.x["condition"].shape[1]
+        columns = {f"frame {batch.x['frames'].shape[1]}": np.asarray(batch.x["frames"][:, -1])}
+        if batch.y is not None:
+            columns[f"frame {last}, truth"] = np.asarray(batch.y[:, -1])
+        for drawn in samples.values():
+            for number, frames in enumerate(np.asarray(drawn), 1):
+                columns[f"sample {number}" if len(drawn) > 1 else "prediction"] = frames[:, -1]
+        return Grid(columns)
+
+    def figures(self, fitted: Fitted, batch: Batch, key: Array) -> dict[str, Grid | Plot]:
+        """Returns a GIF and strips of predicted videos."""
+        return figures.of_videos(fitted, batch, key, self.config.measure_samples)
+
+
+def as_frames(name: str, frames: Any, size: int, channels: int) -> Array:
+    """Returns a user's videos, float32 [batch, frames, size, size, channels] in [0, 1].
+
+    Args:
+      name: of the argument, with which messages begin.
+      frames: what the user gave.
+      size: height and width.
+      channels: of a frame.
+
+    Raises:
+      UserError: for what is no such array.
+    """
+    array = images.numbers(name, frames)
+    if array.ndim != 5 or array.shape[2:] != (size, size, channels):
+        raise UserError(f"{name} has shape {array.shape}, expected [batch, frames, {size}, {size}, {channels}]")
+    if not array.size:
+        raise UserError(f"{name} holds no video")
+    if not bool(((array >= 0) & (array <= 1)).all()):
+        raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
+    return array
+
+
+def _excerpts(videos: tuple[Array, ...], keys: Array, num_frames: int, last: int) -> tuple[Array, ...]:
+    """Returns so many frames of arrays [batch, frames, ...], each video's from one of the places 0 to `last`."""
+
+    def excerpt(video: tuple[Array, ...], start: Array) -> tuple[Array, ...]:
+        return tuple(jax.lax.dynamic_slice_in_dim(array, start, num_frames) for array in video)
+
+    starts = jax.vmap(lambda key: jax.random.randint(key, (), 0, last + 1))(keys)
+    return jax.vmap(excerpt)(videos, starts)
+
+
+def _networks(config: ConfigDict, channels: int, forced: bool, share: Callable[[Array], Array] | None) -> VideoNetworks:
+    """Makes the networks of a config; `forced` and `share` say what the predictor is given, see VideoNetworks."""
+    settings = config.cvae
+    return VideoNetworks(
         network=settings.network,
-        widths=widths(settings.width, size),
+        widths=widths(settings.width, config.data.size),
         channels=channels,
         features=settings.features,
         latent=settings.latent,
@@ -110,38 +193,8 @@ def make_task(config: Any) -> Task:
         teacher_forcing=forced,
         precision=settings.precision,
         remat=settings.remat,
+        teacher_forcing_share=share,
     )
-    model = make_model(networks, _look, _likelihood, autoregressive=forced)
-    stage = objectives.stage("cvae", model, settings)
-    forcing = schedules.teacher_forcing(config.teacher_forcing)
-    if moving:
-        raw = {"digits": jax.ShapeDtypeStruct((data.num_digits, data.digit_size, data.digit_size), np.uint8)}
-    else:
-        of_rows = jax.ShapeDtypeStruct((data.num_frames, columns), np.float32)
-        raw = {
-            "frames": jax.ShapeDtypeStruct((data.num_frames, size, size, 3), np.uint8),
-            "condition": of_rows,
-            "other_condition": of_rows,
-        }
-    way = "true frames before each" if forced else "predicted frames before each"
-    speed = f", digits of up to {data.max_speed} pixels a frame" if moving else ""
-    return Task(
-        column=f"{config.num_past} -> {config.measure_future} frames",
-        protocol=f"{size}x{size} frames{speed}, Gaussian pixels of one learned scale, given the {way}",
-        raw=raw,
-        batch=batch,
-        observe=observe,
-        stages=(_with_teacher_forcing(stage, forcing),),
-        panels=_panels,
-        measures=measures.measures(config.measure_samples),
-        pictures=functools.partial(figures.pictures, num_samples=config.measure_samples),
-        check=check,
-        followed=functools.partial(measures.followed, proposal=objectives.predicts_from(settings.objective)),
-    )
-
-
-def _look(batch: Batch, frozen: Variables | None) -> tuple[PyTree, PyTree]:
-    return batch.x, batch.y
 
 
 def _likelihood(outputs: tuple[Array, Array]) -> Normal:
@@ -149,29 +202,24 @@ def _likelihood(outputs: tuple[Array, Array]) -> Normal:
     return bounded_normal(mean, jnp.broadcast_to(log_scale, mean.shape))
 
 
-def _with_teacher_forcing(stage: Stage, share: Any) -> Stage:
-    """The stage with one coin for each batch: whether its predictor is given true frames; the share is logged."""
+def _with_share(stage: Stage, share: Callable[[Array], Array] | None) -> Stage:
+    """Returns the stage with the share of batches that are given true frames among its terms, unless it is all."""
+    stage = stage._replace(units={**stage.units, **UNITS})
     if share is None:
         return stage
 
-    def encode(variables: Variables, batch: Batch, train: Train | None = None) -> PyTree:
-        if train is not None:
-            coin = jax.random.bernoulli(jax.random.fold_in(train.keys[0], 0), share(train.step))
-            batch = batch._replace(x={**batch.x, "coin": coin})
-        return stage.model.encode(variables, batch, train)
-
-    def objective(draw: Any, step: Array | None) -> tuple[Array, dict[str, Array]]:
-        value, terms = stage.objective(draw, step)
+    def objective(draws: Draws, batch: Batch, step: Array | None) -> tuple[Array, dict[str, Array]]:
+        value, terms = stage.objective(draws, batch, step)
         return value, terms if step is None else {**terms, "teacher_forcing": share(step)}
 
-    return stage._replace(model=stage.model._replace(encode=encode), objective=objective)
+    return stage._replace(objective=objective)
 
 
-def _check(config: Any) -> None:
+def _check(config: ConfigDict) -> None:
     """Raises a UserError for a setting that cannot be."""
     settings, data = config.cvae, config.data
-    if data.source not in SOURCES:
-        raise UserError(f"data.source={data.source!r} is no source of videos; choose from {', '.join(SOURCES)}")
+    if data.source not in Video.sources:
+        raise UserError(f"data.source={data.source!r} is no source of videos; choose from {', '.join(Video.sources)}")
     for key, value, known in (
         ("cvae.network", settings.network, tuple(NETWORKS)),
         ("cvae.prior", settings.prior, ("fixed", "learned")),
@@ -201,9 +249,7 @@ def _check(config: Any) -> None:
     if data.size < 4 * SMALLEST or data.size & (data.size - 1):
         raise UserError(f"data.size={data.size} must be a power of 2, of at least {4 * SMALLEST}")
     if data.source == "videos":
-        for key in ("num_train", "num_columns"):
-            if data[key] < 0:
-                raise UserError(f"data.{key}={data[key]} must be at least 0")
+        folders.check_settings(data)
         _check_length(config, "num_future")
     elif not 0 < data.digit_size < data.size:
         raise UserError(f"data.digit_size={data.digit_size} must be between 1 and {data.size - 1}, below data.size")
@@ -211,7 +257,7 @@ def _check(config: Any) -> None:
         raise UserError(f"data.max_speed={data.max_speed} must be at least 1")
 
 
-def _check_length(config: Any, future: str) -> None:
+def _check_length(config: ConfigDict, future: str) -> None:
     """Raises a UserError where the past and this future are longer than the videos."""
     frames = config.num_past + config[future]
     if config.data.num_frames < frames:
@@ -219,15 +265,3 @@ def _check_length(config: Any, future: str) -> None:
             f"num_past={config.num_past} and {future}={config[future]} take {frames} frames, more than "
             f"data.num_frames={config.data.num_frames}; lower num_past or {future}"
         )
-
-
-def _panels(batch: Batch, samples: dict[str, Array]) -> dict[str, np.ndarray]:
-    """The last known frame, and the last of the future: the truth and samples."""
-    last = batch.x["condition"].shape[1]
-    columns = {f"frame {batch.x['frames'].shape[1]}": np.asarray(batch.x["frames"][:, -1])}
-    if batch.y is not None:
-        columns[f"frame {last}, truth"] = np.asarray(batch.y[:, -1])
-    for drawn in samples.values():
-        for number, frames in enumerate(np.asarray(drawn), 1):
-            columns[f"sample {number}" if len(drawn) > 1 else "prediction"] = frames[:, -1]
-    return columns

@@ -1,0 +1,112 @@
+"""Estimates of log p(y|x) of every example, by name."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import jax
+import numpy as np
+from jax import Array
+
+from cvae_jax.errors import UserError
+from cvae_jax.inference.ais import Ais, ais
+from cvae_jax.inference.draws import scores
+from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, plain_mean
+from cvae_jax.model import Batch, Draw, Fitted
+
+# Estimators of log p(y|x): those that are made of draws, and annealed importance sampling.
+ESTIMATOR_NAMES = (*ESTIMATORS, "ais")
+DEFAULT_AIS = Ais()
+
+
+def check(requests: Sequence[tuple[str, int]]) -> None:
+    """Raises a UserError for an estimator that is not known, or that cannot do with so few samples."""
+    for name, num_samples in requests:
+        if name not in ESTIMATOR_NAMES:
+            raise UserError(f"estimator {name!r} is not known; choose from {', '.join(ESTIMATOR_NAMES)}")
+        if num_samples < 1:
+            raise UserError(f"num_samples={num_samples} must be at least 1")
+        if name == "jackknife" and num_samples < 2:
+            raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
+
+
+def draws_from_recognition(estimator: str, settings: Ais = DEFAULT_AIS) -> bool:
+    """Returns whether an estimator draws from the recognition network."""
+    if estimator == "ais":
+        return settings.start == "recognition"
+    return ESTIMATORS[estimator].proposal in ("recognition", "defensive")
+
+
+def log_prob(
+    fitted: Fitted, batch: Batch, estimator: str, num_samples: int, key: Array, settings: Ais = DEFAULT_AIS
+) -> Estimate:
+    """Estimates log p(y|x) of every example, float64 [batch], nats::
+
+        estimate = inference.log_prob(trained.fitted(), task.from_user(x, y), "is", 1000, jax.random.key(0))
+        estimate.value, estimate.error, estimate.ess
+
+    Args:
+      fitted: a model with its variables.
+      batch: with y.
+      estimator: one of ESTIMATOR_NAMES.
+      num_samples: for every example; with "ais" the number of chains.
+      key: of all random numbers.
+      settings: of "ais".
+
+    Raises:
+      UserError: as `log_probs`.
+    """
+    return log_probs(fitted, batch, [(estimator, num_samples)], key, settings)[estimator, num_samples]
+
+
+def log_probs(
+    fitted: Fitted, batch: Batch, requests: Sequence[tuple[str, int]], key: Array, settings: Ais = DEFAULT_AIS
+) -> dict[tuple[str, int], Estimate]:
+    """Estimates log p(y|x) of every example by several estimators, float64 [batch], nats.
+
+    Estimators with one proposal share its draws, and the fewer samples are the first of the more.
+
+    Args:
+      fitted: a model with its variables.
+      batch: with y.
+      requests: of ESTIMATOR_NAMES, each with its number of samples; with "ais" that of chains.
+      key: of all random numbers.
+      settings: of "ais".
+
+    Raises:
+      UserError: for an unknown estimator or one that needs a recognition network where there is none, too few
+        samples, a batch without y, or weights that are not finite.
+    """
+    check(requests)
+    if batch.y is None:
+        raise UserError("log p(y|x) needs y")
+    of_draws = [(name, count) for name, count in requests if name in ESTIMATORS]
+    numbers: dict[str, np.ndarray] = {}
+    for origin in dict.fromkeys(ESTIMATORS[name].proposal for name, _ in of_draws):
+        names = tuple(dict.fromkeys(name for name, _ in of_draws if ESTIMATORS[name].proposal == origin))
+        most = max(count for name, count in of_draws if name in names)
+        numbers |= scores(fitted, batch, origin, _scores_of(names), most, key)
+    estimates: dict[tuple[str, int], Estimate] = {}
+    for name, count in requests:
+        if name == "ais":
+            estimates[name, count] = log_mean_exp(ais(fitted, batch, count, key, settings).log_weights)
+        else:
+            estimates[name, count] = ESTIMATORS[name].summarise(numbers[name][:count])
+    return estimates
+
+
+@cache  # one function for the same names, so that it is compiled once
+def _scores_of(names: tuple[str, ...]) -> Callable[[Draw], dict[str, Array]]:
+    """Returns the scores of several estimators by name; equal ones are computed once."""
+    return lambda draw: {name: ESTIMATORS[name].score(draw) for name in names}
+
+
+def exact(fitted: Fitted, batch: Batch) -> Estimate:
+    """Returns log p(y|x, z = E[z|x]): log p(y|x) of a model without latent variables, or with no spread."""
+    unused = jax.random.key(0)
+    estimate = plain_mean(scores(fitted, batch, "prior_mean", _log_p_y, 1, unused))
+    value = estimate.value
+    return Estimate(value, np.zeros_like(value), np.ones_like(value), np.full_like(value, np.nan), estimate.per_factor)
+
+
+def _log_p_y(draw: Draw) -> Array:
+    return draw.log_p_y

@@ -1,0 +1,1 @@
+"""Metrics that two systems or more share: functions of plain arrays."""

@@ -1,0 +1,204 @@
+"""Trained models, loaded from the folder where training left them."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from ml_collections import ConfigDict
+
+from cvae_jax import inference, tasks
+from cvae_jax.errors import UserError
+from cvae_jax.inference import Ais, Estimate
+from cvae_jax.task import Fitted, PyTree, Stage, Task, Variables
+from cvae_jax.training import log, loop, step, workdir
+from cvae_jax.training.checkpoints import Checkpoints
+
+LOGGER = logging.getLogger(__name__)
+
+DEFAULT_AIS = Ais()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained system: the models of one seed with their best weights.
+
+    Attributes:
+      config: of the run.
+      task: that the config names.
+      seed: of the models.
+      best: stage name -> best variables.
+    """
+
+    config: ConfigDict
+    task: Task
+    seed: int
+    best: dict[str, Variables]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that have been trained, in order."""
+        return tuple(stage for stage in self.task.stages if stage.name in self.best)
+
+    @property
+    def params(self) -> PyTree:
+        """Parameters of the last stage's model."""
+        return self.best[self.stages[-1].name]["params"]
+
+    def fitted(self, stage: str | None = None) -> Fitted:
+        """Returns a stage's model with its variables, the last one's by default.
+
+        Raises:
+          UserError: for a stage that is not trained here.
+        """
+        names = [trained.name for trained in self.stages]
+        name = stage or names[-1]
+        if name not in names:
+            raise UserError(f"stage {name!r} is not trained here; there are {', '.join(names)}")
+        number = names.index(name)
+        variables = {**self.best[name], "frozen": {earlier: self.best[earlier] for earlier in names[:number]}}
+        return step.fitted(self.stages[number], self.task, variables)
+
+    def predict(self, x: Any = None, stage: str | None = None) -> PyTree:
+        """Returns E[y | x, z = E[z|x]], one prediction for every example, of a stage, the last one by default."""
+        return _predict(self.fitted(stage), self.task.from_user(x))
+
+    def sample(self, x: Any, num_samples: int, key: Array, noise: bool = True, stage: str | None = None) -> PyTree:
+        """Returns samples of y given x: leaves [num_samples, batch, ...].
+
+        Args:
+          x: what the task observes.
+          num_samples: for every example.
+          key: from `jax.random.key`.
+          noise: draw y from the likelihood p(y|x,z); False gives its mean E[y|x,z], as images are usually shown.
+          stage: whose model; the last one's by default.
+        """
+        if num_samples < 1:
+            raise UserError(f"num_samples={num_samples} must be at least 1")
+        batch = self.task.from_user(x)
+        return inference.draw_samples(self.fitted(stage), batch, inference.keys_of(batch, key, num_samples), noise)
+
+    def log_prob(
+        self,
+        x: Any,
+        y: Any,
+        num_samples: int,
+        key: Array,
+        estimator: str = "is",
+        stage: str | None = None,
+        settings: Ais = DEFAULT_AIS,
+    ) -> Estimate:
+        """Estimates log p(y|x) of every example in nats, with its Monte Carlo error, effective sample size and k̂.
+
+        Args:
+          x: what the task observes.
+          y: the outputs to score.
+          num_samples: for every example; with "ais" the number of chains.
+          key: from `jax.random.key`.
+          estimator: any of `inference.ESTIMATOR_NAMES`; it makes no difference to a model without latent variables.
+          stage: whose model; the last one's by default.
+          settings: of "ais".
+        """
+        fitted, batch = self.fitted(stage), self.task.from_user(x, y)
+        inference.check([(estimator, num_samples)])
+        if fitted.exact:
+            return inference.exact(fitted, batch)
+        if not fitted.has_recognition and inference.draws_from_recognition(estimator, settings):
+            raise UserError(
+                f"estimator {estimator!r} draws from the recognition network, which was not trained; "
+                'use "mc", or "ais" with Ais(start="prior")'
+            )
+        return inference.log_prob(fitted, batch, estimator, num_samples, key, settings)
+
+
+_predict = jax.jit(inference.predict)
+
+
+def seeds_of(config: ConfigDict) -> np.ndarray:
+    """Returns the seeds of a run's independent models, int32 [num_seeds]."""
+    return np.arange(config.seed, config.seed + config.num_seeds, dtype=np.int32)
+
+
+def of_seed(tree: PyTree, number: int) -> PyTree:
+    """Returns one seed's part of a tree whose leaves begin with the axis of the seeds."""
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def load(workdir: str, seed: int | None = None, changes: Sequence[str] = ()) -> TrainedModel:
+    """Loads what `train` left in `workdir`: the best weights of every stage that has a checkpoint.
+
+    Args:
+      workdir: of a run.
+      seed: which of the independent models, when the run has several; the first by default.
+      changes: of its config, see `load_seeds`.
+
+    Raises:
+      UserError: when there is no run, no such seed, or no valid checkpoint of its first stage.
+    """
+    trained = {model.seed: model for model in load_seeds(workdir, changes)}
+    first = next(iter(trained))
+    if seed is not None and seed not in trained:
+        raise UserError(f"seed={seed} is not trained in {workdir}; there are {', '.join(map(str, trained))}")
+    return trained[first if seed is None else seed]
+
+
+def _change(config: ConfigDict, changes: Sequence[str]) -> None:
+    """Sets keys of a trained run's config; see `load_seeds`."""
+    own = [key for key in config if key.startswith("measure_")]
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in own:
+            known = f"this run has {', '.join(own)}" if own else "this run has none"
+            raise UserError(f"change={change!r} must set a key whose name begins with measure_; {known}")
+        kind = type(config[key])
+        try:
+            config[key] = kind(text)
+        except ValueError:
+            raise UserError(f"change={change!r}: {key} takes a value such as {config[key]!r}") from None
+
+
+def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
+    """Loads the models of every seed, as `load` does one's.
+
+    Args:
+      folder: workdir of a run.
+      changes: "key=value" for keys of its config whose names begin with measure_: how it is measured, whatever it was
+        trained with.
+    """
+    path = pathlib.Path(folder).expanduser()
+    config = workdir.read_config(path)
+    _change(config, changes)
+    try:
+        task = tasks.make_task(config, workdir.read_spec(path))
+        best = _best_of_stages(task, config, path)
+    except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
+        key = str(error).strip("\"'")
+        message = f"{path / workdir.CONFIG_FILE} lacks {key!r}: another version wrote it; train it again"
+        raise UserError(message) from error
+    if not best:
+        raise UserError(f"workdir {path} holds no checkpoint yet; train there first")
+    seeds = enumerate(seeds_of(config))
+    return [TrainedModel(config, task, int(seed), of_seed(best, number)) for number, seed in seeds]
+
+
+def _best_of_stages(task: Task, config: ConfigDict, path: pathlib.Path) -> dict[str, Variables]:
+    """Returns the best variables of every stage that has a checkpoint, leaves [seeds, ...]."""
+    shapes: dict[str, Variables] = {}
+    best: dict[str, Variables] = {}
+    for stage in task.stages:
+        abstract = step.abstract_state(stage, task, config.num_seeds, dict(shapes))
+        shapes[stage.name] = abstract.best
+        state = Checkpoints(path / "checkpoints" / stage.name).restore_newest(abstract)
+        if state is None:
+            LOGGER.warning("%s: %s has no checkpoint yet, and is left out", path, stage.name)
+            break
+        best[stage.name] = state.best
+        taken = int(state.step[0])
+        rows = [row for row in log.read(path) if row["stage"] == stage.name and row["step"] == taken]
+        if not rows or not loop.finished(stage.settings, rows[0]["epoch"], state.bad_epochs):
+            LOGGER.warning("%s: %s has not finished training; its best weights so far are used", path, stage.name)
+    return best

@@ -1,0 +1,148 @@
+"""A run's folder: its config, what is kept of its data, and the lock of the process that trains there."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cvae_jax.errors import UserError
+from cvae_jax.task import Spec, Splits, Task
+from cvae_jax.training.checkpoints import write_atomically
+
+CONFIG_FILE = "config.json"
+DATA_FILE = "data.sha256.json"  # of the arrays it was trained on
+SPEC_FILE = "data.spec.json"  # what the training split says of the data
+
+
+def read_config(path: pathlib.Path) -> ConfigDict:
+    """Returns the config of a workdir.
+
+    Raises:
+      UserError: when it is missing, damaged, or of an older version.
+    """
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text())
+    except OSError:
+        raise UserError(f"workdir {path} holds no run ({CONFIG_FILE} is missing); train there first") from None
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or "task" not in config:
+        raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it")
+    if not (path / SPEC_FILE).exists():
+        raise UserError(
+            f"workdir {path} holds no {SPEC_FILE}: it was trained by an older version, or the file is lost; train it "
+            "again, or put back a copy of the file"
+        )
+    return ConfigDict(config)
+
+
+def write_spec(path: pathlib.Path, spec: Spec) -> None:
+    """Writes what the training split says of the data."""
+    numbers = {
+        "raw": {name: [list(array.shape), str(array.dtype)] for name, array in spec.raw.items()},
+        "num_classes": spec.num_classes,
+        "mean": {name: values.tolist() for name, values in spec.mean.items()},
+        "scale": {name: values.tolist() for name, values in spec.scale.items()},
+    }
+    write_atomically(path / SPEC_FILE, json.dumps(numbers))
+
+
+def read_spec(path: pathlib.Path) -> Spec:
+    """Returns what `write_spec` wrote in a workdir.
+
+    Raises:
+      UserError: when it is missing or damaged.
+    """
+    try:
+        numbers = json.loads((path / SPEC_FILE).read_text())
+        raw = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in numbers["raw"].items()}
+        mean, scale = (
+            {name: np.array(values, np.float64) for name, values in numbers[moment].items()}
+            for moment in ("mean", "scale")
+        )
+        return Spec(raw, dict(numbers["num_classes"]), mean, scale)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path / SPEC_FILE} is missing or damaged; put back a copy of it") from None
+
+
+def read_fingerprint(workdir: str) -> dict[str, str]:
+    """Returns the SHA-256 of every split's raw arrays beside which a run was trained; {} where that file is missing."""
+    try:
+        return json.loads((pathlib.Path(workdir).expanduser() / DATA_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def fingerprint(task: Task, splits: Splits) -> dict[str, str]:
+    """Returns the SHA-256 of every split's raw arrays."""
+    digests = {}
+    for split, arrays in splits.items():
+        digest = hashlib.sha256()
+        for name in task.raw:
+            digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).data)  # no copy: videos take gigabytes
+        digests[split] = digest.hexdigest()
+    return digests
+
+
+class Identity(NamedTuple):
+    """The config and the data that a workdir belongs to."""
+
+    config: ConfigDict
+    fingerprint: dict[str, str]  # of the data, see `fingerprint`
+    spec: Spec
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
+    """Makes the folder, or checks that it belongs to this config and data, whose run then goes on; locks it.
+
+    Raises:
+      UserError: when it holds another run that has checkpoints, is in use, or cannot be written.
+    """
+    path = pathlib.Path(workdir).expanduser()
+    text = identity.config.to_json_best_effort(indent=1)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR)
+    except OSError as error:
+        raise UserError(f"cannot write to workdir {path} ({error.strerror}); choose another --workdir") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
+        except OSError:
+            raise UserError(f"another process is training in workdir {path}; wait for it, or choose another") from None
+        if any((path / "checkpoints").glob("*/*.sha256.json")):
+            _check_same(read_config(path).to_dict(), json.loads(text), path)
+            if (path / DATA_FILE).exists() and json.loads((path / DATA_FILE).read_text()) != identity.fingerprint:
+                raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
+        write_atomically(path / CONFIG_FILE, text)
+        write_atomically(path / DATA_FILE, json.dumps(identity.fingerprint, indent=1))
+        write_spec(path, identity.spec)
+        yield path
+    finally:
+        os.close(lock)
+
+
+def _check_same(saved: dict[str, Any], now: dict[str, Any], path: pathlib.Path) -> None:
+    """Raises for the first keys that differ; where the data lie may differ, since the data are compared themselves."""
+    saved, now = _flatten(saved), _flatten(now)
+    differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and key != "data.dir"]
+    if differ:
+        shown = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in differ[:3])
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(f"workdir {path} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
