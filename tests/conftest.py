@@ -92,9 +92,11 @@ def as_users_run_it():
     before = jax.config.read("jax_disable_most_optimizations")
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,7 @@ def latent(proposal, z=None, with_posterior=True):
     return draw_latent(prior, posterior if with_posterior else None, keys, proposal, z)
 
 
-@pytest.mark.parametrize("proposal", ["recognition", "prior", "prior_mean", "given"])
+@pytest.mark.parametrize("proposal", ["recognition", "recognition_mean", "prior", "prior_mean", "given"])
 def test_draw_latent_scores_z_under_both(proposal):
     drawn = latent(proposal, f32(VALUE) if proposal == "given" else None)
     z = np.asarray(drawn.z, np.float64)
@@ -233,6 +233,7 @@ def test_draw_latent_scores_z_under_both(proposal):
 def test_draw_latent_takes_z_from_where_it_says():
     keys = jax.random.split(jax.random.key(0), 4)
     np.testing.assert_array_equal(latent("recognition").z, Normal(f32(OTHER_MEAN), f32(OTHER_SCALE)).sample(keys))
+    np.testing.assert_array_equal(latent("recognition_mean").z, f32(OTHER_MEAN))
     np.testing.assert_array_equal(latent("prior").z, Normal(f32(MEAN), f32(SCALE)).sample(keys))
     np.testing.assert_array_equal(latent("prior_mean").z, f32(MEAN))
     np.testing.assert_array_equal(latent("given", f32(VALUE)).z, f32(VALUE))
@@ -248,6 +249,7 @@ def test_draw_latent_without_a_posterior():
     ("arguments", "message"),
     [
         (("recognition", None, False), "needs y"),
+        (("recognition_mean", None, False), "needs y"),
         (("given", None), "needs the z to score"),
         (("posterior", None), "unknown proposal 'posterior'"),
     ],
@@ -255,3 +257,63 @@ def test_draw_latent_without_a_posterior():
 def test_draw_latent_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         latent(*arguments)
+
+
+def test_the_mean_of_the_recognition_network_moves_with_its_parameters():
+    def z_at(mean, scale):
+        prior, keys = Normal(f32(MEAN), f32(SCALE)), jax.random.split(jax.random.key(0), 4)
+        return draw_latent(prior, Normal(mean, scale), keys, "recognition_mean").z.sum()
+
+    by_mean, by_scale = jax.grad(z_at, (0, 1))(f32(OTHER_MEAN), f32(OTHER_SCALE))
+    np.testing.assert_array_equal(by_mean, 1)
+    np.testing.assert_array_equal(by_scale, 0)
+
+
+# Padding among factors: 3 examples of 2 x 4 factors, each with a z of 5 dimensions.
+
+WHICH = np.random.default_rng(2).uniform(size=(3, 2, 4)) < 0.5
+
+
+def factors(live, num_factors, proposal="recognition", with_posterior=True, shift=0.0):
+    """A layer whose factors are the second axis, or the second and third."""
+    rng = np.random.default_rng(1)
+    mean, other_mean, z = rng.normal(size=(3, 3, 2, 4, 5))
+    scale, other_scale = np.exp(rng.normal(size=(2, 3, 2, 4, 5)))
+    prior, posterior = Normal(f32(mean + shift), f32(scale)), Normal(f32(other_mean), f32(other_scale))
+    keys = jax.random.split(jax.random.key(0), 3)
+    live = None if live is None else f32(live)
+    return draw_latent(prior, posterior if with_posterior else None, keys, proposal, f32(z), num_factors, live)
+
+
+@pytest.mark.parametrize(
+    ("live", "num_factors"),
+    [(WHICH, 2), (WHICH[:, :, :1], 2), (WHICH[:1], 2), (WHICH[:, :, 0], 1)],
+    ids=["all axes", "second axis alone", "the same for all examples", "one axis of factors"],
+)
+@pytest.mark.parametrize("proposal", ["recognition", "prior_mean", "given"])
+def test_only_live_factors_have_a_z(live, num_factors, proposal):
+    masked, whole = factors(live, num_factors, proposal), factors(None, num_factors, proposal)
+    cells = np.broadcast_to(live, (3, 2, 4)[: 1 + num_factors])
+    assert cells.any() and not cells.all()
+    for name in ("z", "log_p_z", "log_q_z", "kl"):
+        values, wanted = np.asarray(getattr(masked, name)), np.asarray(getattr(whole, name))
+        assert values.shape == wanted.shape
+        np.testing.assert_array_equal(values[cells], wanted[cells])
+        assert (wanted[~cells] != 0).all()
+        np.testing.assert_array_equal(values[~cells], 0)
+
+
+def test_dead_factors_move_no_parameters():
+    def total(shift):
+        layer = factors(WHICH, 2, "recognition", shift=shift)
+        return layer.log_p_z.sum() + layer.kl.sum()
+
+    gradient = np.asarray(jax.grad(total)(jnp.zeros((3, 2, 4, 5))))
+    assert (gradient[WHICH] != 0).all()
+    np.testing.assert_array_equal(gradient[~WHICH], 0)
+
+
+def test_live_factors_without_a_posterior():
+    layer = factors(WHICH, 2, "prior", with_posterior=False)
+    np.testing.assert_array_equal(np.asarray(layer.log_p_z) == 0, ~WHICH)
+    assert np.isnan(layer.log_q_z).all() and np.isnan(layer.kl).all()

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from cvae_jax import figures
+from cvae_jax.evaluation import figures as of_evaluation
 from cvae_jax.inference.diagnostics import LatentCode
+from cvae_jax.training.curves import training_curves
 
 
 def _cell(pixels, columns, rows, column, row):
@@ -131,7 +133,7 @@ def test_histograms_count_the_examples_of_every_model(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     values = {"baseline": rng.normal(1, 0.5, 400), "cvae": rng.normal(2, 0.1, 900), "flow": rng.gamma(2, 1, 400)}
     drawn = _drawn(monkeypatch)
-    figures.histograms(values, tmp_path / "histograms.png", "title", "nats", np.log(2))
+    of_evaluation.histograms(values, tmp_path / "histograms.png", "title", "nats", np.log(2))
     panel, shares = drawn[0].axes[0], _shares(drawn[0])
     assert list(shares) == list(values)
     together = np.concatenate(list(values.values()))
@@ -150,10 +152,10 @@ def test_histograms_count_the_examples_of_every_model(tmp_path, monkeypatch):
     "values", [np.zeros(50), np.full(50, -1234.5), 0.7 + 1e-16 * np.arange(50), np.ones(1, np.float32), np.arange(3.0)]
 )
 def test_histograms_of_constant_or_few_values(tmp_path, monkeypatch, values):
-    figures.histograms({"one": values}, tmp_path / "deep" / "histograms.png", "title", "nats")
+    of_evaluation.histograms({"one": values}, tmp_path / "deep" / "histograms.png", "title", "nats")
     assert (tmp_path / "deep" / "histograms.png").exists()
     drawn = _drawn(monkeypatch)
-    figures.histograms({"one": values}, tmp_path / "histograms.png", "title", "nats")
+    of_evaluation.histograms({"one": values}, tmp_path / "histograms.png", "title", "nats")
     (edges, share) = _shares(drawn[0])["one"]
     assert edges[0] <= values.min() and values.max() <= edges[-1]
     np.testing.assert_allclose(share.sum(), 1)
@@ -161,13 +163,13 @@ def test_histograms_of_constant_or_few_values(tmp_path, monkeypatch, values):
     assert drawn[0].axes[0].get_legend() is None and not drawn[0].axes[0].lines
 
 
-def test_courses_have_a_band_of_95_percent(tmp_path, monkeypatch):
+def test_curves_have_a_band_of_95_percent(tmp_path, monkeypatch):
     drawn = _drawn(monkeypatch)
     values = {
         "copying": (np.array([3.0, 2.0]), np.array([0.1, 0.2])),
         "cvae": (np.array([4.0, 3.0]), np.array([0.3, 0.1])),
     }
-    figures.courses(values, tmp_path / "course.png", "title", "frame", "dB")
+    of_evaluation.curves(values, tmp_path / "curve.png", "title", "frame", "dB")
     (panel,) = drawn[0].axes
     assert [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in panel.lines] == [
         ("copying", [1, 2], [3.0, 2.0]),
@@ -205,22 +207,30 @@ def test_training_curves_have_a_panel_a_term_and_a_line_a_stage(tmp_path, monkey
     of_cvae = {"stage": "cvae", "epoch": 1, "train/kl": 1.0, "train/loss": 3.0, "valid/loss": 3.5, "best_loss": 3.5}
     rows += [{**of_cvae, "seed": seed, "valid/loss": 3.5 + seed} for seed in (0, 1)]
     drawn = _drawn(monkeypatch)
-    figures.training_curves(rows, tmp_path / "curves.png")
+    training_curves(rows, tmp_path / "curves.png", {"kl": "nats in all", "PSNR": "dB"})
     axes = [axis for axis in drawn[0].axes if axis.axison]
     assert [axis.get_title() for axis in axes] == ["baseline: loss", "cvae: loss", "cvae: kl"]
+    assert [axis.get_ylabel() for axis in axes] == ["nats per example", "nats per example", "nats in all"]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes[0].lines}
     assert lines == {"train": [1.0, 1.0], "valid": [2.0, 2.0]}
     assert [line.get_label() for line in axes[2].lines] == ["train, seed 0", "train, seed 1"]
     assert [list(line.get_ydata()) for line in axes[1].lines if "valid" in line.get_label()] == [[3.5], [4.5]]
 
 
-def test_latent_code_shows_the_kl_and_the_most_telling_units(tmp_path, monkeypatch):
+def test_training_curves_of_no_epochs_are_no_figure(tmp_path):
+    training_curves([], tmp_path / "curves.png", {})
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_latent_code_shows_the_kl_and_the_most_telling_dimensions(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     kl = np.tile([0.001, 2.0, 0.5], (200, 1))
     code = LatentCode(kl, rng.normal(size=(200, 3)), rng.normal(size=(200, 3)))
     drawn = _drawn(monkeypatch)
-    figures.latent_code(code, tmp_path / "code.png", "title")
+    of_evaluation.latent_code(code, tmp_path / "code.png", "title")
     bars, *panels = (axis for axis in drawn[0].axes if axis.axison)
-    assert "2 of 3 units active, 2.5 nats" in bars.get_title()
+    assert "2 of 3 dimensions active, 2.5 nats" in bars.get_title()
     np.testing.assert_allclose([bar.get_height() for bar in bars.patches], [2.0, 0.5, 0.001])
-    assert [panel.get_title() for panel in panels] == [f"unit {unit}: {kl[0, unit]:.2f} nats" for unit in (1, 2, 0)]
+    assert [panel.get_title() for panel in panels] == [
+        f"dimension {dimension}: {kl[0, dimension]:.2f} nats" for dimension in (1, 2, 0)
+    ]

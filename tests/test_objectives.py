@@ -6,9 +6,10 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from specs import task_of
 
 from configs import mnist_quadrants
-from cvae_jax import keys, objectives, tasks
+from cvae_jax import keys, objectives
 from cvae_jax.errors import UserError
 
 SIGMAS = 4.5
@@ -19,7 +20,7 @@ NUM_DRAWS = 6000
 def draws(gaussian, variables, batch, repeat, num_samples):
     """Draws of the samples repeat * num_samples, ..., as objectives are given them."""
     sample_keys = keys.per_sample(
-        keys.per_example(jax.random.key(0), batch.index), repeat * num_samples + jnp.arange(num_samples)
+        keys.per_example(jax.random.key(0), batch.ids), repeat * num_samples + jnp.arange(num_samples)
     )
     return objectives.draws_of(gaussian.model, variables, gaussian.model.encode(variables, batch), sample_keys)
 
@@ -31,7 +32,7 @@ def values(objective, variables, num_samples, gaussian=lg.DEFAULT, x=X_, y=Y_):
     @jax.jit
     @jax.vmap
     def of_repeat(repeat):
-        return objective(draws(gaussian, variables, batch, repeat, num_samples))
+        return objective(draws(gaussian, variables, batch, repeat, num_samples), batch)
 
     return of_repeat(jnp.arange(NUM_DRAWS // num_samples))
 
@@ -44,7 +45,7 @@ def gradients(objective, variables, num_samples, repeats=NUM_DRAWS, gaussian=lg.
     @partial(jax.vmap, in_axes=(None, 0))
     @jax.grad
     def of_repeat(variables, repeat):
-        return objective(draws(gaussian, variables, batch, repeat, num_samples))[0].mean()
+        return objective(draws(gaussian, variables, batch, repeat, num_samples), batch)[0].mean()
 
     return of_repeat(variables, jnp.arange(repeats))["params"]
 
@@ -96,11 +97,11 @@ def test_sticking_the_landing_keeps_the_value():
 def test_free_bits():
     variables, q = lg.variables(1.2, 0.3), lg.proposal(X_, Y_, 1.2, 0.3)
     s_p, location = lg.DEFAULT._numbers["s_p"], X_ @ lg.DEFAULT._numbers["A"].T
-    of_units = np.log(s_p / q.scale) + 0.5 * ((q.scale / s_p) ** 2 + ((q.mean - location) / s_p) ** 2 - 1)
-    free = float(np.median(of_units))
+    of_dimensions = np.log(s_p / q.scale) + 0.5 * ((q.scale / s_p) ** 2 + ((q.mean - location) / s_p) ** 2 - 1)
+    free = float(np.median(of_dimensions))
     plain, _ = values(objectives.elbo, variables, 1)
     found, terms = values(partial(objectives.elbo, free_bits=free), variables, 1)
-    extra = np.maximum(of_units, free).sum(-1) - of_units.sum(-1)
+    extra = np.maximum(of_dimensions, free).sum(-1) - of_dimensions.sum(-1)
     assert extra.max() > 0.1
     np.testing.assert_allclose(plain - found, np.tile(extra, (len(found), 1)), rtol=0, atol=1e-4)
     np.testing.assert_allclose(terms["kl"][0], lg.kl(X_, q), rtol=1e-5)  # what is told is the KL itself
@@ -110,7 +111,7 @@ def test_free_bits():
 def test_without_latents_the_bound_is_log_p_y(objective):
     log_p_y = jnp.arange(3.0)
     drawn = lg.Draw((), log_p_y[None], jnp.zeros((1, 3)), jnp.zeros((1, 3)), (), None)
-    found, terms = objective(lambda proposal: drawn)
+    found, terms = objective(lambda proposal: drawn, None)
     np.testing.assert_array_equal(found, log_p_y)
     assert terms == {}
 
@@ -235,27 +236,30 @@ def test_gradients_of_two_layers_of_latents_are_unbiased():
     # Each layer's q and p depend on the layer above, so a distribution whose numbers are stopped would lose a path.
     config = mnist_quadrants.get_config("1,strong,smoke")
     config.cvae.update(hidden=(6,), latent=4)
-    baseline, cvae = (stage.model for stage in tasks.make_task(config).stages)
+    task = task_of(config)
+    baseline, cvae = (stage.model for stage in task.stages)
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(2, 8, 8))
-    batch = tasks.make_task(config).observe(images, images)
-    frozen, params = (
-        jax.tree.map(
+    batch = task.from_user(images, images)
+
+    def started(model, earlier):
+        return jax.tree.map(
             lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape).astype(np.float32),
-            jax.jit(model.init)(jax.random.key(0), batch)["params"],
+            jax.jit(model.init)(jax.random.key(0), batch, earlier)["params"],
         )
-        for model in (baseline, cvae)
-    )
+
+    frozen = started(baseline, {})
+    params = started(cvae, {"baseline": {"params": frozen}})
 
     @partial(jax.jit, static_argnums=0)
     def of_repeats(gradient, params, repeats):
         def of_repeat(repeat):
             def objective(params):
                 variables = {"params": params, "frozen": {"baseline": {"params": frozen}}}
-                example_keys = keys.per_example(jax.random.fold_in(jax.random.key(0), repeat), batch.index)
+                example_keys = keys.per_example(jax.random.fold_in(jax.random.key(0), repeat), batch.ids)
                 sample_keys = keys.per_sample(example_keys, jnp.arange(4))
                 draw = objectives.draws_of(cvae, variables, cvae.encode(variables, batch), sample_keys)
-                return objectives.iwae(draw, gradient=gradient)[0].mean()
+                return objectives.iwae(draw, batch, gradient=gradient)[0].mean()
 
             return jax.flatten_util.ravel_pytree(jax.grad(objective)(params))[0]
 
@@ -283,7 +287,7 @@ def test_factors_are_weighted_by_themselves():
     assert drawn.log_p_y.shape == (10, 4, 3)
     weights = np.exp(np.asarray(drawn.log_p_y + drawn.log_p_z - drawn.log_q_z, np.float64))
     for gradient in ESTIMATES_OF_GRADIENT:
-        found, terms = objectives.iwae(draws(FACTORED, variables, batch, 0, 10), gradient=gradient)
+        found, terms = objectives.iwae(draws(FACTORED, variables, batch, 0, 10), batch, gradient=gradient)
         np.testing.assert_allclose(found, np.log(weights.mean(0)).sum(-1), rtol=0, atol=1e-5)
         assert terms["log_p_y"].shape == terms["kl"].shape == (4,)
     q = FACTORED.proposal(x, y, 1.3, 0.4)
@@ -309,30 +313,31 @@ STEP = jnp.int32(15)
     [
         (config(beta=0.3), partial(objectives.elbo, beta=0.3), partial(objectives.elbo, beta=0.3)),
         (
-            config(beta=2.0, annealing="linear", annealing_steps=20, free_bits=0.5),
+            config(beta=2.0, beta_schedule="linear", beta_steps=20, free_bits=0.5),
             partial(objectives.elbo, beta=1.5, free_bits=0.5),
             partial(objectives.elbo, beta=2.0),
         ),
         (config(name="gsnn"), objectives.gsnn, objectives.gsnn),
         (config(name="gdnn"), objectives.gdnn, objectives.gdnn),
         (
-            config(name="hybrid", alpha=0.2, annealing="cyclical", annealing_steps=80, annealing_cycles=2),
+            config(name="hybrid", alpha=0.2, beta_schedule="cyclical", beta_steps=80, beta_cycles=2),
             partial(objectives.hybrid, alpha=0.2, beta=0.75),
             partial(objectives.hybrid, alpha=0.2),
         ),
         (
-            config(name="iwae", gradient="generalised", annealing="linear", annealing_steps=30),
+            config(name="iwae", gradient="generalised", beta_schedule="linear", beta_steps=30),
             partial(objectives.iwae, beta=0.5, gradient="generalised"),
             objectives.iwae,
         ),
     ],
 )
 def test_from_config(settings, training, validating):
-    draw = draws(lg.DEFAULT, lg.variables(1.2, 0.3), lg.batch_of(X_, Y_), 0, 3)
+    batch = lg.batch_of(X_, Y_)
+    draw = draws(lg.DEFAULT, lg.variables(1.2, 0.3), batch, 0, 3)
     for step, wanted in ((STEP, training), (None, validating)):
-        found, terms = objectives.from_config(settings)(draw, step)
-        np.testing.assert_allclose(found, wanted(draw)[0], rtol=1e-6)
-        assert ("beta" in terms) == (step is not None and settings.annealing != "constant")
+        found, terms = objectives.from_config(settings)(draw, batch, step)
+        np.testing.assert_allclose(found, wanted(draw, batch)[0], rtol=1e-6)
+        assert ("beta" in terms) == (step is not None and settings.beta_schedule != "constant")
 
 
 @pytest.mark.parametrize(
@@ -353,10 +358,10 @@ def test_from_config(settings, training, validating):
         ({"free_bits": -1.0}, "objective.free_bits=-1.0 must be at least 0"),
         ({"gradient": "doubly_reparameterised"}, "must be one of reparameterised, sticking_the_landing for elbo"),
         ({"name": "iwae", "gradient": "sticking_the_landing"}, "must be one of .*doubly_.*, generalised for iwae"),
-        ({"annealing": "slow", "annealing_steps": 10}, "objective.annealing='slow' .*cyclical"),
-        ({"annealing": "linear"}, "objective.annealing_steps=0 does not go with annealing='linear'"),
-        ({"annealing_steps": 5}, "objective.annealing_steps=5 does not go with annealing='constant'"),
-        ({"annealing": "linear", "annealing_steps": 5, "annealing_cycles": 2}, "objective.annealing_cycles=2"),
+        ({"beta_schedule": "slow", "beta_steps": 10}, "objective.beta_schedule='slow' .*cyclical"),
+        ({"beta_schedule": "linear"}, "objective.beta_steps=0 does not go with beta_schedule='linear'"),
+        ({"beta_steps": 5}, "objective.beta_steps=5 does not go with beta_schedule='constant'"),
+        ({"beta_schedule": "linear", "beta_steps": 5, "beta_cycles": 2}, "objective.beta_cycles=2"),
     ],
 )
 def test_from_config_errors(changes, message):
@@ -370,3 +375,64 @@ def test_which_networks_an_objective_trains():
     assert not objectives.trains_recognition(config(name="hybrid", alpha=0.0))
     predicts = {name: objectives.predicts_from(config(name=name)) for name in objectives.OBJECTIVES}
     assert predicts == {name: "prior_mean" if name == "gdnn" else "prior" for name in objectives.OBJECTIVES}
+
+
+def test_an_objective_is_handed_the_batch(monkeypatch):
+    def distance(draw, batch, *, beta):
+        return -((draw("prior_mean").p_y.mean[0] - batch.y) ** 2).sum(-1), {"beta": jnp.asarray(beta)}
+
+    monkeypatch.setitem(objectives.OBJECTIVES, "distance", objectives.Kind(distance, ("beta",)))
+    batch = lg.batch_of(X_, Y_)
+    draw = draws(lg.DEFAULT, lg.variables(), batch, 0, 1)
+    objective = objectives.from_config(config(name="distance", beta=0.25))
+    n = lg.DEFAULT._numbers
+    wanted = -((X_ @ (n["B"] @ n["A"] + n["C"]).T - Y_) ** 2).sum(-1)
+    for step in (STEP, None):
+        value, terms = objective(draw, batch, step)
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        assert terms["beta"] == 0.25
+
+
+# Stages.
+
+
+def stage(**changes):
+    return objectives.stage("cvae", lg.MODEL, ConfigDict({"objective": config(**changes).to_dict()}))
+
+
+def test_a_stage_has_the_objective_of_its_settings():
+    batch = lg.batch_of(X_, Y_)
+    draw = draws(lg.DEFAULT, lg.variables(1.2, 0.3), batch, 0, 3)
+    made = stage(name="iwae", beta=0.5)
+    assert (made.name, made.model, made.auxiliary) == ("cvae", lg.MODEL, None)
+    np.testing.assert_allclose(made.objective(draw, batch, STEP)[0], objectives.iwae(draw, batch, beta=0.5)[0])
+    assert made.units["beta"] == "weight of the KL"
+    with pytest.raises(UserError, match=r"^cvae.objective.beta=-1.0 must be at least 0$"):
+        stage(beta=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "exact", "has_recognition", "predicts_from"),
+    [
+        ({"name": "elbo"}, False, True, "prior"),
+        ({"name": "iwae"}, False, True, "prior"),
+        ({"name": "hybrid"}, False, True, "prior"),
+        ({"name": "hybrid", "alpha": 0.0}, False, False, "prior"),
+        ({"name": "gsnn"}, False, False, "prior"),
+        ({"name": "gdnn"}, True, False, "prior_mean"),
+    ],
+)
+def test_how_a_fitted_model_may_be_measured(changes, exact, has_recognition, predicts_from):
+    fitted = objectives.fitted(stage(**changes), lg.variables(), lg.batch_of(X_, Y_))
+    assert (fitted.exact, fitted.has_recognition, fitted.predicts_from) == (exact, has_recognition, predicts_from)
+    assert fitted.estimator == ("is" if has_recognition else "mc")
+
+
+def test_a_model_without_latents_is_exact():
+    def draw(variables, encoding, keys, proposal, z=None, train=None):
+        drawn = lg.MODEL.draw(variables, encoding, keys, "prior_mean")
+        return drawn._replace(z=(), kl=())
+
+    without = stage(name="elbo")._replace(model=lg.MODEL._replace(draw=draw))
+    fitted = objectives.fitted(without, lg.variables(), lg.batch_of(X_, Y_))
+    assert fitted.exact and not fitted.has_recognition

@@ -1,6 +1,6 @@
 import gzip
 import struct
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import numpy as np
@@ -163,9 +163,17 @@ def test_checksums(folder):
     assert str(folder / "train-images-idx3-ubyte") in message and "checksum" in message
 
 
-def reads(check=lambda arrays: None, **raw):
-    """What `data.load` looks at of a task that reads these arrays: name=(shape, dtype) of an example."""
-    return SimpleNamespace(raw={name: jax.ShapeDtypeStruct(*one) for name, one in raw.items()}, check=check)
+def reads(check=lambda arrays: None, cluster="", measured=MappingProxyType({}), **raw):
+    """What `data.check` looks at of a task that reads these arrays: name=(shape, dtype) of an example."""
+    raw, measured = ({name: jax.ShapeDtypeStruct(*pair) for name, pair in named.items()} for named in (raw, measured))
+    return SimpleNamespace(raw=raw, measured=measured, cluster=cluster, check=check)
+
+
+def loaded(task, settings=None, **arrays):
+    """The checked splits of a source; of one with these arrays in its training split if it has no settings."""
+    settings = settings or SimpleNamespace(source="made")
+    splits = data.load(settings, {"made": lambda settings: {"train": arrays}})
+    return data.check(splits, task, settings.source)
 
 
 def test_too_few_for_a_validation_split(folder, arrays):
@@ -175,7 +183,7 @@ def test_too_few_for_a_validation_split(folder, arrays):
 
 
 def test_real_mnist(real_data):
-    splits = data.load(settings(real_data / "mnist", True), reads(image=((28, 28), np.uint8)))
+    splits = loaded(reads(image=((28, 28), np.uint8)), settings(real_data / "mnist", True))
     shapes = {split: arrays["image"].shape for split, arrays in splits.items()}
     assert shapes == {"train": (55_000, 28, 28), "valid": (5_000, 28, 28), "test": (10_000, 28, 28)}
     # The mean pixel of the 60,000 training images is 0.1307 and that of the 10,000 test images 0.1325.
@@ -217,47 +225,50 @@ def test_tfds_that_cannot_deliver(monkeypatch):
 
 def test_unknown_source():
     with pytest.raises(UserError, match=r"data.source='cifar' .*digits, mnist"):
-        data.load(SimpleNamespace(source="cifar"), reads())
+        data.load(SimpleNamespace(source="cifar"), {})
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((28, 28), np.uint8), ((8, 8), np.float32)])
 def test_data_that_the_task_cannot_read(shape, dtype):
     with pytest.raises(UserError, match=r"digits, split train: image is uint8\[8, 8\]"):
-        data.load(SimpleNamespace(source="digits"), reads(image=(shape, dtype)))
+        loaded(reads(image=(shape, dtype)), SimpleNamespace(source="digits"))
 
 
-def of_one_split(monkeypatch, **arrays):
-    monkeypatch.setitem(data.SOURCES, "digits", lambda settings: {"train": arrays})
-    return SimpleNamespace(source="digits")
+def test_labels_of_any_width():
+    labels = loaded(reads(label=((), np.int32)), label=np.arange(3, dtype=np.int64))["train"]["label"]
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, np.arange(3))
 
 
-def test_labels_of_any_width(monkeypatch):
-    source = of_one_split(monkeypatch, label=np.arange(3, dtype=np.int64))
-    found = data.load(source, reads(label=((), np.int32)))["train"]["label"]
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, np.arange(3))
-
-
-def test_labels_are_checked_before_they_are_cast(monkeypatch):
-    source = of_one_split(monkeypatch, label=np.array([2**32 + 3]))
-    with pytest.raises(UserError, match="label has values from 4294967299 to 4294967299, expected 0 to 9"):
-        data.load(source, reads(lambda arrays: images.check_labels(arrays["label"], 10), label=((), np.int32)))
+def test_labels_are_checked_before_they_are_cast():
+    task = reads(lambda arrays: images.check_labels(arrays["label"], 10), label=((), np.int32))
+    with pytest.raises(UserError, match="label has whole numbers beyond 32 bits"):
+        loaded(task, label=np.array([2**32 + 3]))
+    with pytest.raises(UserError, match="label has values from 300 to 300, expected 0 to 9"):
+        loaded(task, label=np.array([300], np.uint16))
 
 
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("label", np.zeros(3), r"label is float64\[\] an example, .*int32\[\]; save whole numbers \[n\]$"),
-        ("label", np.zeros((3, 10), int), r"label is int64\[10\] an example, .*save whole numbers \[n\]$"),
-        ("image", np.zeros((3, 8, 8)), r"image is float64\[8, 8\] .*; save uint8 \[n, 8, 8\]$"),
+        ("label", np.zeros(3), r"label is float32\[1\] an example, .*int32\[\]; save whole numbers \[n\]$"),
+        ("label", np.zeros((3, 10), int), r"label is int32\[10\] an example, .*save whole numbers \[n\]$"),
+        ("image", np.zeros((3, 8, 8)), r"image is float32\[8, 8\] .*; save uint8 \[n, 8, 8\]$"),
         ("image", np.zeros((3, 8, 8, 1), np.uint8), r"; save uint8 \[n, 8, 8\]$"),
         ("image", np.zeros((3, 9, 8), np.uint8), "; make image_shape match the data$"),
+        ("vector", np.zeros((3, 4)), r"vector is float32\[4\] .*float32\[5\]; save float32 \[n, 5\]$"),
+        ("flag", np.zeros((3, 2), int), r"flag is int32\[2\] .*bool\[2\]; save bool \[n, 2\]$"),
     ],
 )
-def test_how_to_mend_what_cannot_be_read(monkeypatch, name, array, message):
-    wanted = {"label": ((), np.int32), "image": ((8, 8), np.uint8)}
-    with pytest.raises(UserError, match=f"^digits, split train: .*{message}"):
-        data.load(of_one_split(monkeypatch, **{name: array}), reads(**{name: wanted[name]}))
+def test_how_to_mend_what_cannot_be_read(name, array, message):
+    wanted = {
+        "label": ((), np.int32),
+        "image": ((8, 8), np.uint8),
+        "vector": ((5,), np.float32),
+        "flag": ((2,), np.bool_),
+    }
+    with pytest.raises(UserError, match=f"^made, split train: .*{message}"):
+        loaded(reads(**{name: wanted[name]}), **{name: array})
 
 
 def test_arrays_that_the_task_refuses():
@@ -265,4 +276,163 @@ def test_arrays_that_the_task_refuses():
         raise UserError(f"{len(arrays['label'])} labels refused")
 
     with pytest.raises(UserError, match="digits, split train: 1297 labels refused"):
-        data.load(SimpleNamespace(source="digits"), reads(refuse, image=((8, 8), np.uint8)))
+        loaded(reads(refuse, image=((8, 8), np.uint8)), SimpleNamespace(source="digits"))
+
+
+# What `load` makes of arrays.
+
+
+def test_floats_become_vectors_of_float32():
+    values = np.random.default_rng(0).normal(size=5)
+    for dtype in (np.float16, np.float32, np.float64):
+        settings = SimpleNamespace(source="made")
+        splits = data.load(settings, {"made": lambda settings: {"valid": {"y": values.astype(dtype)}}})  # noqa: B023
+        y = splits["valid"]["y"]
+        assert (y.dtype, y.shape) == (np.float32, (5, 1))
+        np.testing.assert_array_equal(y[:, 0], values.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [
+        (np.int64, np.int32),
+        (np.uint64, np.int32),
+        (np.uint32, np.int32),
+        (np.int32, np.int32),
+        (np.uint16, np.uint16),
+        (np.uint8, np.uint8),
+        (np.bool_, np.bool_),
+        ("U3", "U3"),
+    ],
+)
+def test_dtypes_that_are_loaded(dtype, wanted):
+    array = np.array([[0, 1], [1, 1]]).astype(dtype)
+    settings, sources = SimpleNamespace(source="made"), {"made": lambda settings: {"train": {"x": array}}}
+    x = data.load(settings, sources)["train"]["x"]
+    assert x.dtype == wanted
+    np.testing.assert_array_equal(x, array)
+
+
+@pytest.mark.parametrize(
+    ("array", "fits"),
+    [
+        (np.array([-(2**31), 2**31 - 1]), True),
+        (np.array([2**31]), False),
+        (np.array([-(2**31) - 1]), False),
+        (np.array([2**32 - 1], np.uint32), False),
+        (np.array([2**64 - 1], np.uint64), False),
+        (np.zeros((0, 2), np.int64), True),
+        (np.zeros((2, 0), np.int64), True),
+    ],
+)
+def test_whole_numbers_are_at_most_of_32_bits(array, fits):
+    settings, sources = SimpleNamespace(source="made"), {"made": lambda settings: {"test": {"count": array}}}
+    if fits:
+        np.testing.assert_array_equal(data.load(settings, sources)["test"]["count"], array)
+    else:
+        with pytest.raises(UserError, match=r"^made, split test: count has whole numbers beyond 32 bits; number them"):
+            data.load(settings, sources)
+
+
+def test_a_source_of_the_task_stands_beside_those_that_all_have():
+    splits = data.load(SimpleNamespace(source="digits"), {"made": lambda settings: {}})
+    assert splits["train"]["image"].shape == (1297, 8, 8)
+    with pytest.raises(UserError, match=r"data.source='rain' is not known; choose from digits, mnist, npz, made$"):
+        data.load(SimpleNamespace(source="rain"), {"made": lambda settings: {}})
+
+
+# What `check` says.
+
+
+def test_an_array_that_is_missing():
+    for task in (reads(x=((2,), np.float32)), reads(measured={"x": ((2,), np.float32)})):
+        with pytest.raises(UserError, match=r"^made, split train: no array 'x' among y, z$"):
+            loaded(task, y=np.zeros(3), z=np.zeros(3))
+
+
+def test_arrays_that_only_measuring_reads_are_checked():
+    task = reads(x=((2,), np.float32), measured={"guess": ((), np.int32)})
+    splits = loaded(task, x=np.zeros((3, 2)), guess=np.arange(3, dtype=np.uint8))
+    assert splits["train"]["guess"].dtype == np.int32
+    with pytest.raises(UserError, match=r"guess is float32\[1\] an example, .*; save whole numbers \[n\]$"):
+        loaded(task, x=np.zeros((3, 2)), guess=np.zeros(3))
+
+
+def test_the_array_of_clusters_is_missing():
+    task, x = reads(cluster="patient", x=((2,), np.float32)), np.zeros((3, 2))
+    message = r"^made, split train: no array 'patient', over which errors are taken, among x$"
+    with pytest.raises(UserError, match=message):
+        loaded(task, x=x)
+    splits = loaded(task, x=x, patient=np.array(["a", "b", "a"]))
+    np.testing.assert_array_equal(splits["train"]["patient"], ["a", "b", "a"])
+
+
+def test_the_split_is_named():
+    with pytest.raises(UserError, match=r"the data have no split 'valid', only train, test; add it"):
+        data.of({"train": {}, "test": {}}, "valid")
+    with pytest.raises(UserError, match="no split 'train'"):
+        data.spec({"test": {"x": np.zeros((3, 2), np.float32)}})
+
+
+# What `spec` says of the training split, against NumPy.
+
+
+def numbers(count):
+    """Far from 0, where the sums of float32 would not do."""
+    return (1e4 + np.random.default_rng(count).normal(size=(count, 2, 3)) * [1.0, 10.0, 0.1]).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 7, data.ROWS_AT_ONCE, data.ROWS_AT_ONCE + 1, 2 * data.ROWS_AT_ONCE + 5])
+def test_moments_of_the_training_split(count):
+    x, ages = numbers(count), np.arange(count, dtype=np.int32) - 3
+    spec = data.spec({"train": {"x": x, "age": ages}, "valid": {"x": x[:1] + 1e6, "age": ages[:1]}})
+    assert set(spec.mean) == set(spec.scale) == {"x", "age"}
+    for name, values in (("x", x), ("age", ages)):
+        exact = values.astype(np.float64)
+        assert spec.mean[name].dtype == spec.scale[name].dtype == np.float64
+        np.testing.assert_allclose(spec.mean[name], exact.mean(0), rtol=1e-12)
+        wanted = exact.std(0) if count > 1 else np.ones(exact.shape[1:])
+        np.testing.assert_allclose(spec.scale[name], wanted, rtol=1e-9)
+
+
+def test_moments_leave_nan_out():
+    x = numbers(data.ROWS_AT_ONCE + 50)
+    holes = np.random.default_rng(0).uniform(size=x.shape) < 0.3
+    x[holes] = np.nan
+    x[:, 1, 2] = np.nan  # no value at all
+    x[:, 0, 1] = 5  # constant
+    spec = data.spec({"train": {"x": x}})
+    masked = np.ma.masked_invalid(x.astype(np.float64))
+    np.testing.assert_allclose(spec.mean["x"], masked.mean(0).filled(0), rtol=1e-12)
+    wanted = masked.std(0).filled(1)
+    wanted[0, 1] = 1
+    np.testing.assert_allclose(spec.scale["x"], wanted, rtol=1e-9)
+
+
+def test_infinite_values_are_left_to_the_task():
+    spec = data.spec({"train": {"x": np.array([[1.0, np.inf], [3.0, 0.0]], np.float32)}})  # no warning
+    assert (spec.mean["x"][0], spec.scale["x"][0]) == (2, 1)
+    assert not np.isfinite(spec.mean["x"][1])
+
+
+def test_shapes_and_classes_of_the_training_split():
+    train = {
+        "x": np.zeros((4, 2, 3), np.float32),
+        "label": np.array([0, 6, 2, 2], np.int32),
+        "shift": np.array([-1, 6, 2, 2], np.int32),
+        "image": np.full((4, 8, 8), 9, np.uint8),
+        "flag": np.array([True, False, True, True]),
+        "name": np.array(["a", "b", "c", "d"]),
+    }
+    other = {name: array[:2] for name, array in train.items()} | {"label": np.array([9, 9], np.int32)}
+    spec = data.spec({"valid": other, "train": train})
+    assert {name: (of.shape, of.dtype) for name, of in spec.raw.items()} == {
+        "x": ((2, 3), np.float32),
+        "label": ((), np.int32),
+        "shift": ((), np.int32),
+        "image": ((8, 8), np.uint8),
+        "flag": ((), np.bool_),
+    }
+    assert spec.num_classes == {"label": 7, "image": 10}
+    assert set(spec.mean) == set(spec.scale) == {"x", "label", "shift"}
+    assert [spec.size(name) for name in spec.raw] == [6, 1, 1, 64, 1]

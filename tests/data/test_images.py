@@ -42,10 +42,12 @@ def test_settings_that_cannot_be(changes, message):
 
 
 def test_own_images_are_taken_as_targets_of_their_kind():
-    np.testing.assert_allclose(images.own("x", GREY.tolist(), (8, 8), "grey"), GREY, rtol=1e-7)
-    np.testing.assert_array_equal(images.own("x", GREY, (8, 8), "threshold"), GREY > 0.5)
-    np.testing.assert_array_equal(images.own("x", GREY.round(), (8, 8), "dynamic"), GREY.round())
-    np.testing.assert_array_equal(images.own("x", 9 - 30 * GREY.round(), (8, 8), "grey", False), 9 - 30 * GREY.round())
+    np.testing.assert_allclose(images.as_images("x", GREY.tolist(), (8, 8), "grey"), GREY, rtol=1e-7)
+    np.testing.assert_array_equal(images.as_images("x", GREY, (8, 8), "threshold"), GREY > 0.5)
+    np.testing.assert_array_equal(images.as_images("x", GREY.round(), (8, 8), "dynamic"), GREY.round())
+    np.testing.assert_array_equal(
+        images.as_images("x", 9 - 30 * GREY.round(), (8, 8), "grey", False), 9 - 30 * GREY.round()
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,12 +64,12 @@ def test_own_images_are_taken_as_targets_of_their_kind():
 )
 def test_own_images_that_cannot_be(image, kind, bounded, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        images.own("y", image, (8, 8), kind, bounded)
+        images.as_images("y", image, (8, 8), kind, bounded)
 
 
 @pytest.mark.parametrize("labels", [[0, 9, 3], np.array([0, 9, 3], np.uint8), np.array([0, 9, 3])])
 def test_own_labels(labels):
-    found = images.own_labels("x", labels, 10)
+    found = images.as_labels("x", labels, 10)
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, [0, 9, 3])
 
@@ -91,7 +93,7 @@ def test_own_labels(labels):
 )
 def test_own_labels_that_cannot_be(labels, message):
     with pytest.raises(UserError, match=f"^{message}"):
-        images.own_labels("x", labels, 10)
+        images.as_labels("x", labels, 10)
 
 
 def test_raw_labels_are_checked_at_both_ends():

@@ -11,15 +11,16 @@ from chains import FROM_Q, KEY, log_weights
 from command import ROOT
 from scipy import stats
 
+from cvae_jax import inference
 from cvae_jax.distributions import Normal, sum_per_example
 from cvae_jax.errors import UserError
-from cvae_jax.inference import ais as annealing
-from cvae_jax.inference.ais import Annealing
+from cvae_jax.inference import ais
+from cvae_jax.inference.ais import Ais
 from cvae_jax.inference.estimators import log_mean_exp
-from cvae_jax.model import Batch, Draw, Model
+from cvae_jax.model import Batch, Draw, Fitted, Model
 
 SIGMAS = 4.5
-FROM_PRIOR = Annealing("prior", 100)
+FROM_PRIOR = Ais("prior", 100)
 X_, Y_ = lg.data(6)
 
 
@@ -28,7 +29,7 @@ def rows(batch, numbers):
 
 
 def repeated(x, y, times):
-    """Under other indices the same example is an independent replicate."""
+    """Under other ids the same example is an independent replicate."""
     return np.repeat(x, times, 0), np.repeat(y, times, 0)
 
 
@@ -45,7 +46,7 @@ def assert_unbiased(log_ratios, sure=0.1):
 NO_Q = jnp.nan
 
 
-def model_of(draw_z, log_p_z, p_y):
+def model_of(draw_z, log_p_z, p_y, num_factors=0):
     """z from the prior by `draw_z(x, keys)`; `log_p_z(x, z)` and log p_y(x, z).log_prob(y) are [batch, *factors]."""
 
     def encode(variables, batch, train=None):
@@ -59,7 +60,7 @@ def model_of(draw_z, log_p_z, p_y):
         log_p_y = None if batch.y is None else likelihood.log_prob(batch.y)
         return Draw(z, log_p_y, scored, jnp.full_like(scored, NO_Q), (), likelihood)
 
-    return Model(lambda key, batch: {}, encode, draw)
+    return Fitted(Model(lambda key, batch, earlier: {}, encode, draw, num_factors), {}, has_recognition=False)
 
 
 def batch_of(x, y):
@@ -75,6 +76,7 @@ FACTORED = model_of(
     lambda x, keys: standard(x, keys, (3, 2)).sample(keys),
     lambda x, z: standard(x, None, (3, 2)).log_prob(z).sum(-1),
     lambda x, z: Normal(x + jnp.float32(GAINS)[None] * z.sum(-1), jnp.ones_like(x)),
+    num_factors=1,
 )
 
 
@@ -137,7 +139,7 @@ WALLED = model_of(  # z is exponential: NaN below 0, its gradient too
 @pytest.fixture
 def one_block(monkeypatch):
     """All examples on one device: one compilation."""
-    monkeypatch.setattr(annealing, "BLOCK_EXAMPLES", 120)
+    monkeypatch.setattr(ais, "BLOCK_EXAMPLES", 120)
 
 
 # Weights, against closed forms.
@@ -152,19 +154,19 @@ def test_weights_are_unbiased(request, settings, scale, shift):
     if settings is FROM_PRIOR:
         request.getfixturevalue("one_block")
     x, y = repeated(X_[:2], Y_[:2], 60)
-    chains = annealing.ais(lg.MODEL, lg.variables(scale, shift), lg.batch_of(x, y), 16, KEY, settings)
+    chains = ais.ais(lg.fitted(scale, shift), lg.batch_of(x, y), 16, KEY, settings)
     assert chains.log_weights.shape == chains.acceptance.shape == (16, 120)
     assert chains.log_weights.dtype == np.float64
     assert_unbiased((chains.log_weights - lg.log_p_y(x, y)).reshape(16, 2, 60).transpose(0, 2, 1))
     # Of each example 60 pilots: on average they hit the target.
-    assert np.abs(chains.acceptance.mean() - annealing.TARGET_ACCEPTANCE) < 0.06
+    assert np.abs(chains.acceptance.mean() - ais.TARGET_ACCEPTANCE) < 0.06
     missed = log_mean_exp(chains.log_weights).value - lg.log_p_y(x, y)
     assert np.sqrt((missed**2).mean()) < 0.35
 
 
 def test_one_step_is_importance_sampling():
     batch = lg.batch_of(X_, Y_)
-    chains = annealing.ais(lg.MODEL, lg.variables(1.2), batch, 2000, KEY, Annealing("recognition", 1))
+    chains = ais.ais(lg.fitted(1.2), batch, 2000, KEY, Ais("recognition", 1))
     found = log_mean_exp(chains.log_weights)
     assert (np.abs(found.value - lg.log_p_y(X_, Y_)) < SIGMAS * found.error).all()
     np.testing.assert_allclose(found.ess / 2000, lg.relative_ess(1.2), rtol=0.15)
@@ -174,8 +176,8 @@ def test_one_step_is_importance_sampling():
 def test_more_steps_are_better(one_block):
     batch, truth = lg.batch_of(X_, Y_), lg.log_p_y(X_, Y_)
     spreads = []
-    for settings in (Annealing("prior", 1), FROM_PRIOR):
-        spreads.append((annealing.ais(lg.MODEL, lg.variables(), batch, 64, KEY, settings).log_weights - truth).std())
+    for settings in (Ais("prior", 1), FROM_PRIOR):
+        spreads.append((ais.ais(lg.fitted(), batch, 64, KEY, settings).log_weights - truth).std())
     assert spreads[1] < 0.25 * spreads[0]
 
 
@@ -184,30 +186,30 @@ def test_far_values_are_precise():
     y = Y_ + 20
     truth = lg.log_p_y(X_, y)
     assert truth.max() < -150
-    chains = annealing.ais(lg.MODEL, lg.variables(), lg.batch_of(X_, y), 16, KEY, FROM_Q)
+    chains = ais.ais(lg.fitted(), lg.batch_of(X_, y), 16, KEY, FROM_Q)
     np.testing.assert_allclose(chains.log_weights, np.broadcast_to(truth, (16, 6)), rtol=0, atol=1e-4 * 2)
 
 
 def test_temperatures():
     for num_steps in (1, 2, 7, 500):
-        ladder = annealing.temperatures(num_steps)
+        ladder = ais.temperatures(num_steps)
         assert ladder.shape == (num_steps + 1,) and ladder[0] == 0 and ladder[-1] == 1
         assert (np.diff(ladder) > 0).all()
 
 
 @pytest.mark.slow
 def test_factors(one_block):
-    found = annealing.bdmc(FACTORED, {}, batch_of(RNG.normal(size=(60, 3)), None), 16, KEY, FROM_PRIOR)
+    found = ais.bdmc(FACTORED, batch_of(RNG.normal(size=(60, 3)), None), 16, KEY, FROM_PRIOR)
     truth = factored_log_p_y(np.asarray(found.batch.x, np.float64), np.asarray(found.batch.y, np.float64))
     assert_unbiased(found.forward.log_weights - truth, 0.2)
     assert_unbiased(truth - found.reverse.log_weights, 0.2)
     for chains in (found.forward, found.reverse):
         assert chains.log_weights.shape == chains.acceptance.shape == (16, 60, 3)
         # Each has its own step size: where p(z|x,y) is a tenth as wide for one, no other would do.
-        np.testing.assert_allclose(chains.acceptance.mean((0, 1)), annealing.TARGET_ACCEPTANCE, atol=0.06)
+        np.testing.assert_allclose(chains.acceptance.mean((0, 1)), ais.TARGET_ACCEPTANCE, atol=0.06)
     # One factor knows nothing of the others' y.
     y = found.batch.y + np.float32([0, 0, 5])
-    other = annealing.ais(FACTORED, {}, found.batch._replace(y=y), 16, KEY, FROM_PRIOR)
+    other = ais.ais(FACTORED, found.batch._replace(y=y), 16, KEY, FROM_PRIOR)
     np.testing.assert_array_equal(other.log_weights[..., :2], found.forward.log_weights[..., :2])
     assert (other.log_weights[..., 2] != found.forward.log_weights[..., 2]).all()
 
@@ -217,13 +219,13 @@ def test_z_of_two_layers(one_block):
     x = RNG.normal(size=(60, 4))
     z1 = RNG.normal(size=(60, 2))
     y = x + (z1 @ W.T + 0.5 * RNG.normal(size=(60, 3))) @ B.T + RNG.normal(size=(60, 4))
-    chains = annealing.ais(TWO_LAYERS, {}, batch_of(x, y), 16, KEY, FROM_PRIOR)
+    chains = ais.ais(TWO_LAYERS, batch_of(x, y), 16, KEY, FROM_PRIOR)
     assert_unbiased((chains.log_weights - two_layers_log_p_y(x, y))[..., None])
     assert chains.log_weights.std(0).mean() < 1
 
 
 def test_trajectories_that_run_away_are_rejected(one_block):
-    chains = annealing.ais(WALLED, {}, batch_of(np.zeros((60, 1)), np.ones((60, 1))), 16, KEY, FROM_PRIOR)
+    chains = ais.ais(WALLED, batch_of(np.zeros((60, 1)), np.ones((60, 1))), 16, KEY, FROM_PRIOR)
     assert np.isfinite(chains.log_weights).all() and np.isfinite(chains.acceptance).all()
     assert_unbiased((chains.log_weights + np.log(4))[..., None])
     assert chains.acceptance.mean() > 0.4
@@ -239,12 +241,12 @@ def test_bdmc(request, settings):
         request.getfixturevalue("one_block")
     count = 120
     batch = lg.batch_of(lg.data(count)[0], None)
-    found = annealing.bdmc(lg.MODEL, lg.variables(0.7, 0.3), batch, 16, KEY, settings)
+    found = ais.bdmc(lg.fitted(0.7, 0.3), batch, 16, KEY, settings)
     x, y = np.asarray(batch.x, np.float64), np.asarray(found.batch.y, np.float64)
     truth = lg.log_p_y(x, y)
     assert_unbiased((found.forward.log_weights - truth)[..., None])
     assert_unbiased((truth - found.reverse.log_weights)[..., None])
-    lower, upper = (bound.value for bound in annealing.bounds(found))
+    lower, upper = (bound.value for bound in ais.bounds(found))
     for bound in (lower, upper):
         assert np.sqrt(((bound - truth) ** 2).mean()) < 0.35
     gap = upper - lower
@@ -252,22 +254,42 @@ def test_bdmc(request, settings):
     # Single chains are further off, each to its own side.
     assert found.forward.log_weights.mean() < truth.mean() - 0.02
     assert found.reverse.log_weights.mean() > truth.mean() + 0.02
-    assert np.abs(found.reverse.acceptance.mean() - annealing.TARGET_ACCEPTANCE) < 0.06
+    assert np.abs(found.reverse.acceptance.mean() - ais.TARGET_ACCEPTANCE) < 0.06
 
 
 @pytest.mark.slow
 def test_few_steps_show_a_weight_at_the_wrong_temperature(one_block):
     batch = lg.batch_of(lg.data(600)[0], None)
-    found = annealing.bdmc(lg.MODEL, lg.variables(1.4, 0.7), batch, 16, KEY, Annealing("recognition", 4))
+    found = ais.bdmc(lg.fitted(1.4, 0.7), batch, 16, KEY, Ais("recognition", 4))
     truth = lg.log_p_y(np.asarray(batch.x, np.float64), np.asarray(found.batch.y, np.float64))
     assert_unbiased((found.forward.log_weights - truth)[..., None], 0.04)
     assert_unbiased((truth - found.reverse.log_weights)[..., None], 0.04)
 
 
+def test_bounds_of_every_factor():
+    forward, reverse = np.random.default_rng(0).normal(-3, 1, size=(2, 16, 5, 3))
+    acceptance = np.ones_like(forward)
+    lower, upper = ais.bounds(ais.Bidirectional(None, ais.Chains(forward, acceptance), ais.Chains(reverse, acceptance)))
+    np.testing.assert_allclose(lower.per_factor, np.log(np.exp(forward).mean(0)), rtol=1e-12)
+    np.testing.assert_allclose(upper.per_factor, -np.log(np.exp(-reverse).mean(0)), rtol=1e-12)
+    for bound in (lower, upper):
+        np.testing.assert_allclose(bound.per_factor.sum(1), bound.value, rtol=1e-12)
+        assert (bound.error > 0).all()
+
+
+@pytest.mark.slow
+def test_every_factor_is_annealed_by_itself(one_block):
+    x, y = (np.float32(RNG.normal(size=(4, 3))) for _ in range(2))
+    estimates = inference.log_prob(FACTORED, batch_of(x, y), "ais", 16, KEY, Ais("prior", 30))
+    assert estimates.per_factor.shape == (4, 3)
+    np.testing.assert_allclose(estimates.per_factor.sum(1), estimates.value, rtol=1e-12)
+    np.testing.assert_allclose(estimates.per_factor[:, :2], factored_log_p_y(x, y)[:, :2], atol=0.3)
+
+
 def test_simulated_z_and_y_are_drawn_from_the_model():
     count = 2000
     x = np.repeat(X_[:1], count, 0)
-    batch, z = annealing.simulate(lg.MODEL, lg.variables(), lg.batch_of(x, None), KEY)
+    batch, z = ais.simulate(lg.fitted(), lg.batch_of(x, None), KEY)
     exact = lg.posterior(x, np.asarray(batch.y, np.float64))
     standardised = (z - exact.mean) / exact.scale
     assert stats.kstest(standardised.ravel(), "norm").pvalue > 1e-5
@@ -277,7 +299,7 @@ def test_simulated_z_and_y_are_drawn_from_the_model():
     assert abs(wanted - entropy) < 0.15
 
 
-# Each chain depends on (key, index of the example, number of the chain) alone.
+# Each chain depends on (key, id of the example, number of the chain) alone.
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +326,7 @@ def test_fewer_chains_are_the_first_of_more(whole):
 def test_chains_differ_between_chains_examples_keys_and_directions():
     twins = lg.batch_of(*repeated(X_[:1], Y_[:1], 2))
     found = [log_weights(twins, 20, key) for key in (KEY, jax.random.key(1))]
-    both = annealing.bdmc(lg.MODEL, lg.variables(1.2, 0.5), twins, 20, KEY, FROM_Q)
+    both = ais.bdmc(lg.fitted(1.2, 0.5), twins, 20, KEY, FROM_Q)
     found += [both.forward.log_weights, both.reverse.log_weights]
     assert len(np.unique(np.stack(found))) == 4 * 2 * 20
 
@@ -337,35 +359,35 @@ def test_chains_do_not_depend_on_the_number_of_devices(whole, tmp_path):
 @pytest.mark.parametrize(
     ("num_chains", "settings", "message"),
     [
-        (0, Annealing(), "num_chains=0 must be at least 1"),
-        (1, Annealing(num_steps=0), "num_steps=0"),
-        (1, Annealing(num_leapfrog=0), "num_leapfrog=0"),
-        (1, Annealing("posterior"), "start='posterior' .*recognition or prior"),
+        (0, Ais(), "num_chains=0 must be at least 1"),
+        (1, Ais(num_steps=0), "num_steps=0"),
+        (1, Ais(num_leapfrog=0), "num_leapfrog=0"),
+        (1, Ais("posterior"), "start='posterior' .*recognition or prior"),
     ],
 )
-@pytest.mark.parametrize("function", [annealing.ais, annealing.bdmc])
+@pytest.mark.parametrize("function", [ais.ais, ais.bdmc])
 def test_wrong_settings(function, num_chains, settings, message):
     with pytest.raises(UserError, match=message):
-        function(lg.MODEL, lg.variables(), lg.batch_of(X_, Y_), num_chains, KEY, settings)
+        function(lg.fitted(), lg.batch_of(X_, Y_), num_chains, KEY, settings)
 
 
 def test_y_is_needed():
     with pytest.raises(UserError, match="needs y"):
-        annealing.ais(lg.MODEL, lg.variables(), lg.batch_of(X_, None), 1, KEY)
+        ais.ais(lg.fitted(), lg.batch_of(X_, None), 1, KEY, Ais())
 
 
-@pytest.mark.parametrize("function", [annealing.ais, annealing.bdmc])
+@pytest.mark.parametrize("function", [ais.ais, ais.bdmc])
 def test_no_recognition_network(function):
     with pytest.raises(UserError, match=r'no recognition network.*start="prior"'):
-        function(TWO_LAYERS, {}, batch_of(np.zeros((2, 4)), np.zeros((2, 4))), 1, KEY)
+        function(TWO_LAYERS, batch_of(np.zeros((2, 4)), np.zeros((2, 4))), 1, KEY, Ais())
 
 
-@pytest.mark.parametrize("function", [annealing.ais, annealing.bdmc])
+@pytest.mark.parametrize("function", [ais.ais, ais.bdmc])
 def test_no_latent_variables(function):
     def draw(variables, batch, keys, proposal, z=None, train=None):
         p_y, nothing = Normal(batch.x, jnp.ones_like(batch.x)), jnp.zeros(len(batch.x))
         return Draw((), None if batch.y is None else nothing, nothing, nothing, (), p_y)
 
-    model = Model(lambda key, batch: {}, lambda variables, batch, train=None: batch, draw)
+    fitted = Fitted(Model(lambda key, batch, earlier: {}, lambda variables, batch, train=None: batch, draw), {})
     with pytest.raises(UserError, match=r"no latent variables.*exact"):
-        function(model, {}, batch_of(np.zeros((2, 4)), np.zeros((2, 4))), 1, KEY)
+        function(fitted, batch_of(np.zeros((2, 4)), np.zeros((2, 4))), 1, KEY, Ais())

@@ -5,9 +5,10 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from linear_estimates import FACTORED, SIGMAS, X_, Y_, estimate
+from scipy import stats
 
+from cvae_jax import inference
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
 from cvae_jax.inference.estimators import (
     ESTIMATORS,
     Estimate,
@@ -15,16 +16,19 @@ from cvae_jax.inference.estimators import (
     jackknife,
     log_mean_exp,
     mean_over_examples,
+    mean_over_seeds,
     paired_difference,
     pareto_k,
+    per_target,
     plain_mean,
+    standard_error,
     unreliable,
 )
 
 
 @functools.cache
 def replicates(name, num_samples, scale, shift=0.0, repeats=1000, of=lg.DEFAULT):
-    """Independent estimates of log p(y|x) of one example, and the truth: under other indices it is another one."""
+    """Independent estimates of log p(y|x) of one example, and the truth: under other ids it is another one."""
     x, y = of.data(1)
     found = estimate(name, num_samples, scale, shift, np.repeat(x, repeats, 0), np.repeat(y, repeats, 0), of)
     truth = of.elbo(x, y, of.proposal(x, y, scale, shift)) if name == "elbo" else of.log_p_y(x, y)
@@ -103,11 +107,12 @@ def test_factors_are_summarised_one_by_one(summarise):
     scores[:, 1, 0, 0] = 0  # equal weights: no tail to fit
     found = summarise(scores)
     each = [summarise(scores[:, :, i, j]) for i in range(3) for j in range(4)]
-    value, error, ess, k_hat = (np.stack(parts) for parts in zip(*each, strict=True))
+    value, error, ess, k_hat, _ = (np.stack(parts) for parts in zip(*each, strict=True))
     np.testing.assert_allclose(found.value, value.sum(0))
     np.testing.assert_allclose(found.error, np.sqrt((error**2).sum(0)))
     np.testing.assert_array_equal(found.ess, ess.min(0))
     np.testing.assert_array_equal(found.k_hat, np.nan if summarise is plain_mean else np.nanmax(k_hat, 0))
+    np.testing.assert_allclose(found.per_factor, value.reshape(3, 4, 2).sum(1).T)  # the second axis is added up
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,92 @@ def test_differences_are_paired():
     assert found.error == pytest.approx(0.5 / 20)
     unpaired = np.hypot(mean_over_examples(a).standard_error, mean_over_examples(b).standard_error)
     assert found.standard_error < unpaired / 20
+
+
+def test_mean_over_seeds():
+    value, error, ess, k_hat = np.random.default_rng(0).uniform(size=(4, 3, 5))
+    k_hat[0] = np.nan
+    seeds = [Estimate(*parts, parts[0][:, None]) for parts in zip(value, error, ess, k_hat, strict=True)]
+    mean = mean_over_seeds(seeds)
+    np.testing.assert_allclose(mean.value, value.sum(0) / 3)
+    np.testing.assert_allclose(mean.error, np.sqrt((error**2).sum(0)) / 3)
+    np.testing.assert_array_equal(mean.ess, ess.min(0))
+    np.testing.assert_array_equal(mean.k_hat, k_hat[1:].max(0))
+    assert mean.per_factor is None
+
+
+# Standard errors over clusters of examples.
+
+CLUSTERS = np.repeat(np.arange(40), np.random.default_rng(1).integers(1, 12, 40))
+
+
+def clustered(seed=0):
+    """Values [examples] that are alike within a cluster."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(2, 3, 40)[CLUSTERS] + rng.normal(size=len(CLUSTERS))
+
+
+def test_standard_error_over_clusters():
+    values, mean = clustered(), clustered().mean()
+    sums = [sum(value - mean for value, label in zip(values, CLUSTERS, strict=True) if label == g) for g in range(40)]
+    wanted = np.sqrt(40 / 39 * np.sum(np.square(sums))) / len(values)
+    assert standard_error(values, CLUSTERS) == pytest.approx(wanted, rel=1e-12)
+    assert wanted > 1.8 * standard_error(values)
+    shuffled = np.random.default_rng(2).permutation(len(values))
+    names = np.array([f"patient {label}" for label in CLUSTERS])
+    assert standard_error(values[shuffled], names[shuffled]) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_cluster_of_its_own_for_every_example():
+    values = clustered()
+    plain = standard_error(values)
+    assert plain == pytest.approx(np.sqrt(values.var(ddof=1) / len(values)), rel=1e-12)
+    assert standard_error(values, np.arange(len(values))) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_copies_of_an_example_tell_nothing_more(times):
+    values = clustered()
+    copies, examples = np.tile(values, times), np.tile(np.arange(len(values)), times)
+    assert standard_error(copies, examples) == pytest.approx(standard_error(values), rel=1e-12)
+    assert standard_error(copies) < 0.75 * standard_error(values)
+
+
+def test_standard_error_over_clusters_is_that_of_a_bootstrap_of_clusters():
+    values, rng = clustered(), np.random.default_rng(3)
+    sums, counts = np.bincount(CLUSTERS, values), np.bincount(CLUSTERS)
+    drawn = rng.integers(0, 40, (20_000, 40))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    assert standard_error(values, CLUSTERS) == pytest.approx(means.std(), rel=0.05)
+
+
+@pytest.mark.parametrize("clusters", [None, CLUSTERS], ids=["examples", "clusters"])
+def test_values_that_are_nan_are_left_out(clusters):
+    values = clustered()
+    holes = np.random.default_rng(4).uniform(size=len(values)) < 0.3
+    holes |= CLUSTERS == 7  # a cluster without any value
+    values[holes] = np.nan
+    rest = None if clusters is None else clusters[~holes]
+    assert standard_error(values, clusters) == standard_error(values[~holes], rest)
+
+
+def test_standard_errors_that_are_not_known():
+    single = np.array([np.nan, 2.0])
+    for clusters in (None, np.array([0, 1])):
+        assert np.isnan(standard_error(single, clusters))
+        assert np.isnan(standard_error(np.full(2, np.nan), clusters))
+    assert np.isnan(standard_error(np.array([1.0, 2.0, 4.0]), np.array(["a", "a", "a"])))
+
+
+def test_means_and_differences_over_clusters():
+    values, rivals, ones = clustered(0), clustered(5), np.ones(len(CLUSTERS))
+    a, b = (Estimate(numbers, 0.3 * ones, ones, ones) for numbers in (values, rivals))
+    mean, gain = mean_over_examples(a, CLUSTERS), paired_difference(a, b, CLUSTERS)
+    assert mean.value == pytest.approx(values.mean())
+    assert mean.error == mean_over_examples(a).error  # the Monte Carlo errors of examples are independent
+    assert mean.standard_error == standard_error(values, CLUSTERS)
+    assert gain.value == pytest.approx((values - rivals).mean())
+    assert gain.standard_error == pytest.approx(standard_error(values - rivals, CLUSTERS))
 
 
 # k̂, and what it says.
@@ -302,7 +393,7 @@ def test_the_jackknife_removes_the_bias(num_samples):
     x, y = (np.repeat(one, 200, 0) for one in lg.data(1))
     of_q = ESTIMATORS["jackknife"]
     log_weights = inference.scores(
-        lg.MODEL, lg.variables(1.5, 0.5), lg.batch_of(x, y), of_q.proposal, of_q.score, 1000, jax.random.key(0)
+        lg.fitted(1.5, 0.5), lg.batch_of(x, y), of_q.proposal, of_q.score, 1000, jax.random.key(0)
     )
     repeats = log_weights.reshape(-1, num_samples, 200).swapaxes(0, 1).reshape(num_samples, -1)
     truth = lg.log_p_y(x[:1], y[:1])
@@ -319,3 +410,95 @@ def test_factors_against_the_truth(name):
     z = (found.value - truth) / found.error
     assert 0.93 < (np.abs(z) < 1.96).mean() < 0.97
     assert found.value.shape == (1000,)
+
+
+# Every factor by itself.
+
+
+def log_p_of_factors(x, y):
+    """log p(y_i|x) of each element of FACTORED's y: float64 [batch, factors]."""
+    n = FACTORED._numbers
+    mean = x @ (n["B"] @ n["A"] + n["C"]).T
+    return stats.norm.logpdf(y, mean, np.hypot(np.diag(n["B"]) * n["s_p"], lg.S_Y))
+
+
+def test_the_estimate_of_every_factor_is_exact_from_its_posterior():
+    x, y = FACTORED.data(5)
+    wanted = log_p_of_factors(x, y)
+    np.testing.assert_allclose(wanted.sum(1), FACTORED.log_p_y(x, y), rtol=1e-12)
+    for name in ("is", "jackknife"):
+        estimates = estimate(name, 100, x=x, y=y, of=FACTORED)
+        np.testing.assert_allclose(estimates.per_factor, wanted, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(estimates.per_factor.sum(1), estimates.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_factor_has_the_estimate_that_it_would_have_alone(name):
+    x, y = FACTORED.data(5)
+    kind, batch = ESTIMATORS[name], FACTORED.batch_of(x, y)
+    fitted, key = FACTORED.fitted(1.3, 0.2), jax.random.key(0)
+    estimates = inference.log_prob(fitted, batch, name, 400, key)
+    numbers = inference.scores(fitted, batch, kind.proposal, kind.score, 400, key)
+    np.testing.assert_allclose(estimates.per_factor.sum(1), estimates.value, rtol=1e-12)
+    if name == "elbo":  # a number of the whole example
+        assert estimates.per_factor.shape == (5, 1)
+        return
+    alone = [kind.summarise(numbers[..., factor]) for factor in range(6)]
+    value, error = (np.stack([getattr(factor, field) for factor in alone], 1) for field in ("value", "error"))
+    np.testing.assert_allclose(estimates.per_factor, value, rtol=1e-12)
+    assert (np.abs(value - log_p_of_factors(x, y)) < SIGMAS * error).all()
+
+
+def test_the_exact_value_of_every_factor():
+    x, y = FACTORED.data(5)
+    n = FACTORED._numbers
+    at_mean = stats.norm.logpdf(y, x @ (n["B"] @ n["A"] + n["C"]).T, lg.S_Y)
+    estimates = inference.exact(FACTORED.fitted(), FACTORED.batch_of(x, y))
+    np.testing.assert_allclose(estimates.per_factor, at_mean, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(estimates.value, at_mean.sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(estimates.error, 0)
+    np.testing.assert_array_equal(estimates.ess, 1)
+    assert np.isnan(estimates.k_hat).all()
+
+
+def test_one_factor_where_there_is_no_axis_of_them():
+    numbers = np.random.default_rng(0).normal(size=(200, 4))
+    for summarise in (log_mean_exp, jackknife, plain_mean):
+        estimates = summarise(numbers)
+        np.testing.assert_array_equal(estimates.per_factor, estimates.value[:, None])
+
+
+def test_several_y_of_one_x_count_as_one():
+    value, error = np.array([-12.0, -3.0, -8.0]), np.array([0.4, 0.3, 0.2])
+    estimates = Estimate(value, error, np.array([5.0, 6.0, 7.0]), np.array([0.1, np.nan, 0.3]))
+    divided = per_target(estimates, np.array([4, 1, 0], np.float32))  # 0: a row of padding
+    np.testing.assert_array_equal(divided.value, [-3, -3, -8])
+    np.testing.assert_allclose(divided.error, [0.1, 0.3, 0.2])
+    np.testing.assert_array_equal(divided.ess, estimates.ess)
+    np.testing.assert_array_equal(divided.k_hat, estimates.k_hat)
+    assert divided.value.dtype == divided.error.dtype == np.float64
+
+
+# Requests.
+
+
+def test_estimates_of_several_requests_are_those_of_each():
+    batch, fitted, key = lg.batch_of(X_, Y_), lg.fitted(1.3, 0.2), jax.random.key(0)
+    requests = [("is", 60), ("elbo", 60), ("is", 20), ("mc", 30)]
+    together = inference.log_probs(fitted, batch, requests, key)
+    assert list(together) == requests
+    for name, count in requests:
+        alone = inference.log_prob(fitted, batch, name, count, key)
+        np.testing.assert_allclose(together[name, count].value, alone.value, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(together[name, count].error, alone.error, rtol=1e-3, atol=1e-6)
+
+
+def test_estimates_need_y():
+    with pytest.raises(UserError, match=r"^log p\(y\|x\) needs y$"):
+        inference.log_prob(lg.fitted(), lg.batch_of(X_, None), "is", 10, jax.random.key(0))
+
+
+def test_which_estimators_draw_from_the_recognition_network():
+    drawing = {name for name in inference.ESTIMATOR_NAMES if inference.draws_from_recognition(name)}
+    assert drawing == set(inference.ESTIMATOR_NAMES) - {"mc"}
+    assert not inference.draws_from_recognition("ais", inference.Ais("prior"))

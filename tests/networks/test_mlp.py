@@ -44,7 +44,7 @@ def test_mlp(activation):
 
 
 def both(module, x, z):
-    return module(module.of_x(x), z)
+    return module(module.first_layer_x(x), z)
 
 
 @pytest.mark.parametrize(("hidden", "activation"), [((5,), "tanh"), ((5, 6), "relu")])

@@ -1,12 +1,8 @@
-"""The networks of labels and images in NumPy, float64, and quadrature over z of two units."""
+"""The networks of labels and images in NumPy, float64, and quadrature over z of two dimensions."""
 
 import jax
 import numpy as np
 from scipy import stats
-
-from cvae_jax.model import How
-
-TRAINED = How(exact=False, has_recognition=True, predicts_from="prior")
 
 
 def random_variables(model, batch):
@@ -17,7 +13,7 @@ def random_variables(model, batch):
         scale = np.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
         return (scale * rng.normal(size=leaf.shape)).astype(np.float32)
 
-    return jax.tree.map(numbers, jax.eval_shape(model.init, jax.random.key(0), batch))
+    return jax.tree.map(numbers, jax.eval_shape(model.init, jax.random.key(0), batch, {}))
 
 
 ACTIVATIONS = {"relu": lambda a: np.maximum(a, 0), "tanh": np.tanh}

@@ -7,25 +7,26 @@ import jax
 import numpy as np
 from jax import Array
 
-from cvae_jax import keys
+from cvae_jax import inference, keys
 from cvae_jax.distributions import sum_per_example
-from cvae_jax.inference import draws as inference
 from cvae_jax.inference.estimators import elbo_score, plain_mean
-from cvae_jax.model import Batch, Draw, Model, Variables, has_latents
+from cvae_jax.model import Batch, Draw, Fitted, has_latents
 
 SIGMAS = 4.5  # of a Monte Carlo error: a right answer misses by so much once in 150,000 comparisons
 NUM_SAMPLES = 4000
 
 
-def check_model(model: Model, variables: Variables, batch: Batch) -> None:
+def check_model(fitted: Fitted, batch: Batch) -> None:
     """Runs every check that applies; `batch` has a y."""
-    check_without_y(model, variables, batch)
-    check_alone(model, variables, batch)
-    check_compiled(model, variables, batch)
-    if has_latents(model, variables, batch):
-        check_given(model, variables, batch)
-        check_kl(model, variables, batch)
-        check_estimators_agree(model, variables, batch)
+    check_without_y(fitted, batch)
+    check_alone(fitted, batch)
+    check_compiled(fitted, batch)
+    if has_latents(fitted, batch):
+        check_given(fitted, batch)
+        check_kl(fitted, batch)
+        check_estimators_agree(fitted, batch)
+    if fitted.model.recognise is not None:
+        check_recognise(fitted, batch)
 
 
 def moved(variables):
@@ -34,18 +35,17 @@ def moved(variables):
     return jax.tree.map(lambda leaf: 0.7 * leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), variables)
 
 
-def draw_eagerly(model: Model, proposal: Any, variables: Variables, batch: Batch, z: Any = None) -> Draw:
-    """One draw under keys that depend on the examples' index alone."""
-    encoding = model.encode(variables, batch)
-    return model.draw(variables, encoding, keys.per_example(jax.random.key(0), batch.index), proposal, z)
+def draw_eagerly(proposal: Any, fitted: Fitted, batch: Batch, z: Any = None) -> Draw:
+    """One draw under keys that depend on the examples' ids alone."""
+    return fitted.draw(fitted.encode(batch), keys.per_example(jax.random.key(0), batch.ids), proposal, z)
 
 
-draw = partial(jax.jit, static_argnums=(0, 1))(draw_eagerly)
+draw = partial(jax.jit, static_argnums=0)(draw_eagerly)
 
 
-def richest(model: Model, variables: Variables, batch: Batch) -> str:
+def richest(fitted: Fitted, batch: Batch) -> str:
     """The proposal that takes part in the most of the model."""
-    return "recognition" if has_latents(model, variables, batch) else "prior"
+    return "recognition" if has_latents(fitted, batch) else "prior"
 
 
 def assert_close(actual: Any, wanted: Any) -> None:
@@ -53,39 +53,39 @@ def assert_close(actual: Any, wanted: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), actual, wanted)
 
 
-def check_without_y(model: Model, variables: Variables, batch: Batch) -> None:
+def check_without_y(fitted: Fitted, batch: Batch) -> None:
     """Predicting leaves out what needs y and changes nothing else: same z, same p(y|x,z), same log p(z|x)."""
-    known = draw(model, "prior", variables, batch)
-    predicting = draw(model, "prior", variables, batch._replace(y=None))
-    assert known.log_p_y.shape[:1] == batch.index.shape
+    known = draw("prior", fitted, batch)
+    predicting = draw("prior", fitted, batch._replace(y=None))
+    assert known.log_p_y.shape[:1] == batch.ids.shape
     assert known.log_p_y.shape == known.log_p_z.shape
     assert predicting.log_p_y is None
-    if has_latents(model, variables, batch):
+    if has_latents(fitted, batch):
         assert np.isfinite(known.log_q_z).all()
         assert np.isnan(predicting.log_q_z).all()
     for name in ("z", "p_y", "log_p_z"):
         assert_close(getattr(predicting, name), getattr(known, name))
 
 
-def check_alone(model: Model, variables: Variables, batch: Batch) -> None:
+def check_alone(fitted: Fitted, batch: Batch) -> None:
     """An example does not see the others of its batch."""
-    proposal = richest(model, variables, batch)
-    alone = draw(model, proposal, variables, jax.tree.map(lambda leaf: leaf[-1:], batch))
-    together = draw(model, proposal, variables, batch)
+    proposal = richest(fitted, batch)
+    alone = draw(proposal, fitted, jax.tree.map(lambda leaf: leaf[-1:], batch))
+    together = draw(proposal, fitted, batch)
     assert_close(alone, jax.tree.map(lambda leaf: leaf[-1:], together))
 
 
-def check_compiled(model: Model, variables: Variables, batch: Batch) -> None:
+def check_compiled(fitted: Fitted, batch: Batch) -> None:
     """Compiled equals eager."""
-    proposal = richest(model, variables, batch)
-    assert_close(draw(model, proposal, variables, batch), draw_eagerly(model, proposal, variables, batch))
+    proposal = richest(fitted, batch)
+    assert_close(draw(proposal, fitted, batch), draw_eagerly(proposal, fitted, batch))
 
 
-def check_given(model: Model, variables: Variables, batch: Batch) -> None:
+def check_given(fitted: Fitted, batch: Batch) -> None:
     """A draw that is handed back to be scored returns its own numbers, wherever it came from."""
-    for proposal in ("recognition", "prior", "prior_mean"):
-        drawn = draw(model, proposal, variables, batch)
-        assert_close(draw(model, "given", variables, batch, drawn.z), drawn)
+    for proposal in ("recognition", "recognition_mean", "prior", "prior_mean"):
+        drawn = draw(proposal, fitted, batch)
+        assert_close(draw("given", fitted, batch, drawn.z), drawn)
 
 
 def kl_error(draw: Draw) -> Array:
@@ -93,19 +93,30 @@ def kl_error(draw: Draw) -> Array:
     return sum_per_example(draw.log_q_z - draw.log_p_z - draw.log_p_y) + elbo_score(draw)
 
 
-def check_kl(model: Model, variables: Variables, batch: Batch) -> None:
+def check_kl(fitted: Fitted, batch: Batch) -> None:
     """The analytic KL(q || p) is the mean of log q - log p under q."""
     found = plain_mean(
-        inference.scores(model, variables, batch, "recognition", kl_error, NUM_SAMPLES, jax.random.key(1))
+        inference.scores(fitted, batch, "recognition", kl_error, NUM_SAMPLES, jax.random.key(1))
     )
     assert (found.error > 1e-3).all(), "q equals p: nothing to compare"
     assert (np.abs(found.value) < SIGMAS * found.error).all()
 
 
-def check_estimators_agree(model: Model, variables: Variables, batch: Batch) -> None:
+def check_estimators_agree(fitted: Fitted, batch: Batch) -> None:
     """Importance sampling and simple Monte Carlo, which draw from different places, find the same log p(y|x)."""
     by_is, by_mc = (
-        inference.log_prob(model, variables, batch, name, NUM_SAMPLES, jax.random.key(2)) for name in ("is", "mc")
+        inference.log_prob(fitted, batch, name, NUM_SAMPLES, jax.random.key(2)) for name in ("is", "mc")
     )
     assert (np.minimum(by_is.ess, by_mc.ess) > 50).all(), "too few effective samples to compare"
     assert (np.abs(by_is.value - by_mc.value) < SIGMAS * np.hypot(by_is.error, by_mc.error)).all()
+
+
+def check_recognise(fitted: Fitted, batch: Batch) -> None:
+    """Replacing y in an encoding gives what encoding that y gives."""
+    changed = batch._replace(y=jax.tree.map(lambda leaf: leaf[::-1], batch.y))
+    recognised = fitted.model.recognise(fitted.variables, fitted.encode(batch), changed.y)
+    example_keys = keys.per_example(jax.random.key(0), batch.ids)
+    assert_close(
+        fitted.draw(recognised, example_keys, "recognition"),
+        fitted.draw(fitted.encode(changed), example_keys, "recognition"),
+    )

@@ -24,14 +24,15 @@ def fingerprint(workdir: pathlib.Path) -> str:
     import jax
     import numpy as np
 
-    from cvae_jax import experiment, parallel
-    from cvae_jax.training import loop as training
+    from cvae_jax import load
+    from cvae_jax.training import step
     from cvae_jax.training.checkpoints import Checkpoints
 
     digest = hashlib.sha256((workdir / "metrics.jsonl").read_bytes())
-    config, task, *_ = experiment.load(str(workdir))
-    for stage in task.stages:
-        target = training.abstract_state(stage, task, parallel.make_mesh(), config.num_seeds)
+    trained, earlier = load(str(workdir)), {}
+    for stage in trained.task.stages:
+        target = step.abstract_state(stage, trained.task, trained.config.num_seeds, dict(earlier))
+        earlier[stage.name] = target.best
         state = Checkpoints(workdir / "checkpoints" / stage.name).restore_newest(target)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())

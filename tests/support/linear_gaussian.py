@@ -16,7 +16,7 @@ from jax import Array
 from scipy import stats
 
 from cvae_jax.distributions import Normal, draw_latent, sum_per_example
-from cvae_jax.model import Batch, Draw, Model
+from cvae_jax.model import Batch, Draw, Fitted, Model
 
 S_Y = 0.8
 
@@ -123,9 +123,17 @@ class LinearGaussian:
 
     @property
     def model(self) -> Model:
-        return Model(self._init, self._encode, self._draw)
+        return self._model
 
-    def _init(self, key, batch):
+    @cached_property
+    def _model(self) -> Model:  # one object, so that what is compiled for it serves again
+        return Model(self._init, self._encode, self._draw, num_factors=int(self.factored))
+
+    def fitted(self, scale: float = 1.0, shift: float = 0.0) -> Fitted:
+        """`model` with `variables(scale, shift)`."""
+        return Fitted(self.model, self.variables(scale, shift))
+
+    def _init(self, key, batch, earlier):
         return self.variables()
 
     def _encode(self, variables, batch, train=None):
@@ -162,5 +170,6 @@ class LinearGaussian:
 DEFAULT = LinearGaussian(x_size=3, z_size=4, y_size=6)
 MODEL = DEFAULT.model
 data, batch_of, variables, draw_many = DEFAULT.data, DEFAULT.batch_of, DEFAULT.variables, DEFAULT.draw_many
+fitted = DEFAULT.fitted
 posterior, proposal, relative_ess = DEFAULT.posterior, DEFAULT.proposal, DEFAULT.relative_ess
 log_p_y, kl, elbo, elbo_gradients = DEFAULT.log_p_y, DEFAULT.kl, DEFAULT.elbo, DEFAULT.elbo_gradients

@@ -1,12 +1,30 @@
-"""Data sets of RNA: settings, the command that fails, and what arrays hold."""
+"""Data sets and small systems of RNA: settings, configs, the command that fails, and what arrays hold."""
 
 from types import SimpleNamespace
 
 import pytest
 
-from cvae_jax.tasks.rna_boxes import boxes
-from cvae_jax.tasks.rna_boxes import data as rna
+import cvae_jax
+from configs import rna_boxes
+from cvae_jax.tasks.rna_boxes import boxes, commands
 from cvae_jax.tasks.rna_boxes.sequences import decode
+
+MODELS = {
+    "none": {"z": "none"},
+    "global, learned": {"z": "global", "prior": "learned"},
+    "pixel, fixed": {"z": "pixel", "prior": "fixed"},
+    "pixel, learned": {"z": "pixel", "prior": "learned", "network": "conv"},
+}
+
+
+def small(name, **changes):
+    """The config of one of MODELS, for sequences of up to 16 bases."""
+    config = rna_boxes.get_config("smoke")
+    config.buckets = (12,)
+    config.data.update(max_length=16, max_len=16, num_seq=40)
+    config.cvae.update(filters=(8,), latent=3, hidden=8, decoder=8, **MODELS[name])
+    config.update(changes)
+    return config
 
 
 def settings(folder="", **changes):
@@ -17,13 +35,15 @@ def settings(folder="", **changes):
 def structures_of(arrays, n):
     """Sequence n and its structures in dot-bracket notation."""
     length = arrays["length"][n]
-    found = arrays["boxes"][n, : arrays["count"][n]]
-    return decode(arrays["sequence"][n, :length]), [boxes.dot_bracket(boxes.pairs_of(one), length) for one in found]
+    structures = arrays["boxes"][n, : arrays["count"][n]]
+    return decode(arrays["sequence"][n, :length]), [
+        boxes.dot_bracket(boxes.pairs_of(rows), length) for rows in structures
+    ]
 
 
 def command(*arguments):
-    """The exit of a command that fails."""
+    """The one line with which a command fails: as the exit's code it makes the process end with 1."""
     with pytest.raises(SystemExit) as caught:
-        rna.main([*map(str, arguments)])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+        commands.main([*map(str, arguments)], cvae_jax.load)
+    assert isinstance(caught.value.code, str) and "\n" not in caught.value.code
+    return caught.value.code

@@ -45,24 +45,24 @@ def folder(tmp_path):
 
 def test_frames_are_means_of_blocks_and_conditions_stand_side_by_side(folder):
     written = {split: write(folder / name / "z") for split, name in videos.FOLDERS.items()}
-    found = videos.load(settings(folder))
-    assert {split: arrays["frames"].shape for split, arrays in found.items()} == {
+    splits = videos.load(settings(folder))
+    assert {split: arrays["frames"].shape for split, arrays in splits.items()} == {
         "train": (4, 3, 4, 4, 3), "valid": (1, 3, 4, 4, 3), "test": (2, 3, 4, 4, 3)
     }  # fmt: skip
     for split, (frames, rows) in written.items():
         means = frames.reshape(3, 4, 2, 4, 2, 3).mean((2, 4))
-        assert np.abs(found[split]["frames"][-1] - means).max() <= 0.5
-        np.testing.assert_array_equal(found[split]["condition"][-1], rows.astype(np.float32))
+        assert np.abs(splits[split]["frames"][-1] - means).max() <= 0.5
+        np.testing.assert_array_equal(splits[split]["condition"][-1], rows.astype(np.float32))
 
 
 def test_validation_is_held_out_of_training_where_there_is_none(folder):
-    found = videos.load(settings(folder, size=8))
-    assert [len(found[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
-    every = np.concatenate([found["train"]["frames"], found["valid"]["frames"]])
+    splits = videos.load(settings(folder, size=8))
+    assert [len(splits[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
+    every = np.concatenate([splits["train"]["frames"], splits["valid"]["frames"]])
     assert len(np.unique(every.reshape(3, -1), axis=0)) == 3
-    np.testing.assert_array_equal(found["train"]["other_condition"], found["train"]["condition"][::-1])  # of two
+    np.testing.assert_array_equal(splits["train"]["other_condition"], splits["train"]["condition"][::-1])  # of two
     again = videos.load(settings(folder, size=8))
-    np.testing.assert_array_equal(found["valid"]["frames"], again["valid"]["frames"])
+    np.testing.assert_array_equal(splits["valid"]["frames"], again["valid"]["frames"])
 
 
 def test_palettes_and_grey_frames_are_colours(folder):
@@ -70,10 +70,10 @@ def test_palettes_and_grey_frames_are_colours(folder):
         frame = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
     frame.save(folder / "test/c/0/1.png")
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(folder / "test/c/0/2.png")
-    found = videos.load(settings(folder, size=8, conditions=(), num_columns=0))["test"]
-    np.testing.assert_array_equal(found["frames"][0, 1], np.asarray(frame.convert("RGB")))
-    assert (found["frames"][0, 2] == 7).all()
-    assert found["condition"].shape == (1, 3, 0)
+    test = videos.load(settings(folder, size=8, conditions=(), num_columns=0))["test"]
+    np.testing.assert_array_equal(test["frames"][0, 1], np.asarray(frame.convert("RGB")))
+    assert (test["frames"][0, 2] == 7).all()
+    assert test["condition"].shape == (1, 3, 0)
 
 
 def remove(name):
@@ -130,17 +130,41 @@ def test_bad_input_is_named(folder, damage, changes, expected):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "least"),
+    [("size", 0, 1), ("size", -4, 1), ("num_frames", 0, 1), ("num_train", -1, 0), ("num_columns", -1, 0)],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_read(folder, key, value, least):
+    """In folders and in BAIR's videos, which are not even looked for; by one line that names the key."""
+    for source in (folder, ""):
+        with pytest.raises(UserError) as refusal:
+            videos.load(settings(source, **{key: value}))
+        assert str(refusal.value) == f"data.{key}={value} must be at least {least}"
+
+
+def test_another_condition_is_that_of_the_video_before(folder):
+    """In every split, whose first video has that of the last."""
+    for name in ("train/b/1", "validate/a", "validate/b", "validate/c", "test/d/0", "test/e/0"):
+        write(folder / name)
+    splits = videos.load(settings(folder))
+    assert [len(splits[split]["condition"]) for split in ("train", "valid", "test")] == [4, 3, 3]
+    for split, arrays in splits.items():
+        before = [arrays["condition"][number - 1] for number in range(len(arrays["condition"]))]
+        np.testing.assert_array_equal(arrays["other_condition"], before, split)
+        assert arrays["other_condition"].dtype == np.float32
+
+
 def test_the_first_training_videos(folder):
-    found = videos.load(settings(folder, size=8, num_train=2))
-    assert [len(found[split]["frames"]) for split in ("train", "valid", "test")] == [1, 1, 1]
+    splits = videos.load(settings(folder, size=8, num_train=2))
+    assert [len(splits[split]["frames"]) for split in ("train", "valid", "test")] == [1, 1, 1]
 
 
 def test_bair():
     import tensorflow_datasets
 
-    names = {"conditions": tuple(videos.OF_BAIR), "num_columns": 7, "num_frames": 12, "size": 32}
+    names = {"conditions": tuple(videos.BAIR_TABLES), "num_columns": 7, "num_frames": 12, "size": 32}
     with tensorflow_datasets.testing.mock_data(num_examples=5):
-        found = videos.load(settings("", **names, num_train=4))
+        splits = videos.load(settings("", **names, num_train=4))
         first = tensorflow_datasets.data_source(videos.BAIR, split="test")[0]
         for changes, expected in (
             ({"num_columns": 3}, "BAIR has 30 frames of 64 x 64 pixels and 7 columns of actions.csv"),
@@ -149,20 +173,21 @@ def test_bair():
         ):
             with pytest.raises(UserError, match=re.escape(expected)):
                 videos.load(settings("", **{**names, **changes}))
-    assert {split: arrays["frames"].shape for split, arrays in found.items()} == {
+    assert {split: arrays["frames"].shape for split, arrays in splits.items()} == {
         "train": (3, 12, 32, 32, 3), "valid": (1, 12, 32, 32, 3), "test": (5, 12, 32, 32, 3)
     }  # fmt: skip
     means = first["image_main"][:12].reshape(12, 32, 2, 32, 2, 3).mean((2, 4))
-    assert np.abs(found["test"]["frames"][0] - means).max() <= 0.5
-    np.testing.assert_array_equal(found["test"]["condition"][0, :, :4], first["action"][:12])
-    np.testing.assert_array_equal(found["test"]["condition"][0, :, 4:], first["endeffector_pos"][:12])
+    assert np.abs(splits["test"]["frames"][0] - means).max() <= 0.5
+    np.testing.assert_array_equal(splits["test"]["condition"][0, :, :4], first["action"][:12])
+    np.testing.assert_array_equal(splits["test"]["condition"][0, :, 4:], first["endeffector_pos"][:12])
+    np.testing.assert_array_equal(splits["test"]["other_condition"][1:], splits["test"]["condition"][:-1])
 
 
 def test_two_cubes(real_data):
     names = ("actions.csv", "endeffector_positions.csv")
-    found = videos.load(
+    splits = videos.load(
         settings(real_data / "two_cubes", num_frames=30, size=32, num_valid=10, conditions=names, num_columns=7)
     )
-    assert [len(arrays["frames"]) for arrays in found.values()] == [96, 10, 30]
-    action, position = np.split(found["train"]["condition"], [4], 2)
+    assert [len(arrays["frames"]) for arrays in splits.values()] == [96, 10, 30]
+    action, position = np.split(splits["train"]["condition"], [4], 2)
     np.testing.assert_allclose(position[:, 1:] - position[:, :-1], action[:, :-1, :3], atol=1e-6)

@@ -19,15 +19,15 @@ def settings(**changes):
 def clips(still, seed=0, num_frames=FRAMES):
     keys = jax.random.split(jax.random.key(seed), len(still))
     make = jax.jit(moving_digits.clips, static_argnums=(2, 3, 4))
-    return [np.asarray(one) for one in make(still, keys, num_frames, SIZE, SPEED)]
+    return [np.asarray(array) for array in make(still, keys, num_frames, SIZE, SPEED)]
 
 
 def test_digits_of_a_clip():
-    found = moving_digits.load(settings())
-    assert {split: arrays["digits"].shape for split, arrays in found.items()} == {
+    splits = moving_digits.load(settings())
+    assert {split: arrays["digits"].shape for split, arrays in splits.items()} == {
         "train": (1297, 2, 8, 8), "valid": (200, 2, 8, 8), "test": (300, 2, 8, 8)
     }  # fmt: skip
-    first, second = np.moveaxis(found["test"]["digits"], 1, 0)
+    first, second = np.moveaxis(splits["test"]["digits"], 1, 0)
     np.testing.assert_array_equal(np.sort(first.sum((1, 2))), np.sort(second.sum((1, 2))))  # each digit twice
     assert (first != second).any((1, 2)).mean() > 0.9
     np.testing.assert_array_equal(first, moving_digits.load(settings(num_digits=1))["test"]["digits"][:, 0])

@@ -1,5 +1,6 @@
 """SVG against loops over time written plainly, the seed's layers, and the contract's checks."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -7,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import check_alone, check_compiled, check_estimators_agree, check_given, check_kl, check_model
+from ml_collections import ConfigDict
 
-from cvae_jax import keys, parallel
+from cvae_jax import inference, keys, parallel, schedules
 from cvae_jax.distributions import Normal
 from cvae_jax.errors import UserError
-from cvae_jax.inference import ais as annealing
-from cvae_jax.model import Batch, Train
-from cvae_jax.networks.cvae import make_model
+from cvae_jax.inference import Ais
+from cvae_jax.model import Batch, Fitted, Train
+from cvae_jax.networks.flax_model import flax_model
 from cvae_jax.tasks.video.frames import NETWORKS, widths
 from cvae_jax.tasks.video.networks import VideoNetworks
 
@@ -34,14 +36,14 @@ def model_of(nets):
     def likelihood(outputs):
         return Normal(outputs[0], jnp.full_like(outputs[0], 0.5))
 
-    return make_model(nets, lambda batch, frozen: (batch.x, batch.y), likelihood, 0, nets.teacher_forcing)
+    return flax_model(nets, likelihood, autoregressive=nets.teacher_forcing)
 
 
-def batch_of(examples=3, num_past=PAST, num_frames=FRAMES, coin=None, size=SIZE):
+def batch_of(examples=3, num_past=PAST, num_frames=FRAMES, size=SIZE):
     rng = np.random.default_rng(0)
     frames = jnp.asarray(rng.uniform(size=(examples, num_frames, size, size, CHANNELS)), jnp.float32)
     condition = jnp.asarray(rng.normal(size=(examples, num_frames, COLUMNS)), jnp.float32)
-    x = {"frames": frames[:, :num_past], "condition": condition, "coin": coin}
+    x = {"frames": frames[:, :num_past], "condition": condition}
     return Batch(x, frames[:, num_past:], None, jnp.arange(examples), jnp.ones(examples))
 
 
@@ -52,8 +54,9 @@ def moved(variables):
     return jax.tree.unflatten(tree, [leaf * 1.2 + rng.uniform(-0.2, 0.2, leaf.shape).astype("f") for leaf in leaves])
 
 
-def initialised(model, **sizes):
-    return moved(jax.jit(model.init)(jax.random.key(0), batch_of(num_past=1, **sizes)))
+def fitted_of(nets, **sizes):
+    model = model_of(nets)
+    return Fitted(model, moved(jax.jit(model.init)(jax.random.key(0), batch_of(num_past=1, **sizes), {})))
 
 
 KINDS = {
@@ -66,24 +69,21 @@ SMALL = {"size": 8, "examples": 2, "num_frames": 4}  # of the checks that take t
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_contract(kind):
-    model = model_of(networks(teacher_forcing=False, size=8, **KINDS[kind]))
-    check_model(model, initialised(model, size=8), batch_of(**SMALL))
+    check_model(fitted_of(networks(teacher_forcing=False, size=8, **KINDS[kind]), size=8), batch_of(**SMALL))
 
 
 @pytest.mark.slow
 def test_contract_given_true_frames():
     """All but that a draw is the same without y, since here it is given the true frames."""
-    model = model_of(networks(size=8, prior="fixed", last_frame_skip=True))
-    variables, batch = initialised(model, size=8), batch_of(**SMALL)
+    fitted = fitted_of(networks(size=8, prior="fixed", last_frame_skip=True), size=8)
     for check in (check_alone, check_compiled, check_given, check_kl, check_estimators_agree):
-        check(model, variables, batch)
+        check(fitted, batch_of(**SMALL))
 
 
 @pytest.mark.slow
 def test_simulation_is_refused_given_true_frames():
-    model = model_of(networks())
     with pytest.raises(UserError, match="given the true ones before it"):
-        annealing.bdmc(model, initialised(model), batch_of(), 2, jax.random.key(0))
+        inference.bdmc(fitted_of(networks()), batch_of(), 2, jax.random.key(0), Ais())
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -102,17 +102,17 @@ def frame_by_frame(nets, forced, variables, batch, z):
             skips = seen
         elif t <= PAST:  # in training too, where all but the first frame are y
             _, skips = nets.encoder(frames[:, t - 1])
-        carry_q, told_q = nets.recognition_net(carry_q, nets.encoder(frames[:, t])[0])
-        carry_p, told_p = nets.prior_net(carry_p, features)
-        posterior.append(told_q[:, : nets.latent])
-        prior.append(told_p[:, : nets.latent])
-        carry, told = nets.predictor(carry, jnp.concatenate([features, z[:, t - 1], condition[:, t]], 1))
+        carry_q, outputs_q = nets.recognition_net(carry_q, nets.encoder(frames[:, t])[0])
+        carry_p, outputs_p = nets.prior_net(carry_p, features)
+        posterior.append(outputs_q[:, : nets.latent])
+        prior.append(outputs_p[:, : nets.latent])
+        carry, outputs = nets.predictor(carry, jnp.concatenate([features, z[:, t - 1], condition[:, t]], 1))
         if t < known:
             before = frames[:, t]
             continue
-        means.append(nets.decoder(jnp.tanh(told), nets.decoder.of_skips(skips)))
+        means.append(nets.decoder(jnp.tanh(outputs), nets.decoder.encode_skips(skips)))
         before = frames[:, t] if forced else means[-1]
-    return tuple(jnp.stack(each, 1) for each in (means, posterior, prior))
+    return tuple(jnp.stack(steps, 1) for steps in (means, posterior, prior))
 
 
 @pytest.mark.slow
@@ -123,22 +123,22 @@ def frame_by_frame(nets, forced, variables, batch, z):
 def test_all_frames_at_once_is_a_frame_at_a_time(forced, network, last_frame_skip, num_past):
     """With fewer known frames than the skips' last, as in training, too."""
     nets = networks(network=network, last_frame_skip=last_frame_skip, teacher_forcing=forced)
-    model, batch = model_of(nets), batch_of(num_past=num_past)
-    variables = initialised(model)
-    example_keys = keys.per_example(jax.random.key(3), batch.index)
-    encoding = jax.jit(model.encode)(variables, batch)
-    drawn = jax.jit(model.draw, static_argnums=3)(variables, encoding, example_keys, "recognition")
-    means, posterior, prior = frame_by_frame(nets, forced, variables, batch, jnp.concatenate(drawn.z, 1))
-    assert means.std(1).mean() > 1e-3 and encoding["networks"]["features"].std(0).mean() > 0.01
+    fitted, batch = fitted_of(nets), batch_of(num_past=num_past)
+    example_keys = keys.per_example(jax.random.key(3), batch.ids)
+    draw = jax.jit(Fitted.draw, static_argnums=3)
+    encoding = jax.jit(Fitted.encode)(fitted, batch)
+    drawn, encoded = draw(fitted, encoding, example_keys, "recognition"), encoding["networks"]
+    means, posterior, prior = frame_by_frame(nets, forced, fitted.variables, batch, jnp.concatenate(drawn.z, 1))
+    assert means.std(1).mean() > 1e-3 and encoded.features.std(0).mean() > 0.01
     np.testing.assert_allclose(drawn.p_y.mean, means, atol=2e-5)
-    told = jnp.concatenate([encoding["networks"]["past"].mean, encoding["networks"]["posterior"].mean]).swapaxes(0, 1)
-    np.testing.assert_allclose(told, posterior, atol=2e-5)
+    all_steps = jnp.concatenate([encoded.past.mean, encoded.posterior.mean]).swapaxes(0, 1)
+    np.testing.assert_allclose(all_steps, posterior, atol=2e-5)
     if forced:
         wanted = prior[:, num_past - 1 :].swapaxes(0, 1)
-        np.testing.assert_allclose(encoding["networks"]["prior"].mean, wanted, atol=2e-5)
-    else:  # p(z) is told by predictions: its mean is where it is drawn at no spread
-        at_mean = jax.jit(model.draw, static_argnums=3)(variables, encoding, example_keys, "prior_mean")
-        _, _, prior = frame_by_frame(nets, forced, variables, batch, jnp.concatenate(at_mean.z, 1))
+        np.testing.assert_allclose(encoded.prior.mean, wanted, atol=2e-5)
+    else:  # predictions decide p(z): its mean is where it is drawn at no spread
+        at_mean = draw(fitted, encoding, example_keys, "prior_mean")
+        _, _, prior = frame_by_frame(nets, forced, fitted.variables, batch, jnp.concatenate(at_mean.z, 1))
         np.testing.assert_allclose(at_mean.z[-1], prior[:, num_past - 1 :], atol=2e-5)
 
 
@@ -146,38 +146,40 @@ def test_all_frames_at_once_is_a_frame_at_a_time(forced, network, last_frame_ski
 def test_true_frames_tell_and_predictions_do_not():
     """What is given true frames changes with them; what runs freely is the same whatever they are."""
     batch = batch_of()
-    other = batch._replace(y=1 - batch.y)
-    example_keys = keys.per_example(jax.random.key(3), batch.index)
+    inverted = batch._replace(y=1 - batch.y)
+    example_keys = keys.per_example(jax.random.key(3), batch.ids)
+    draw = jax.jit(lambda fitted, batch: fitted.draw(fitted.encode(batch), example_keys, "prior").p_y.mean)
     for forced in (True, False):
-        model = model_of(networks(teacher_forcing=forced))
-        variables = initialised(model)
-        draw = jax.jit(lambda v, b, model=model: model.draw(v, model.encode(v, b), example_keys, "prior").p_y.mean)
-        one, two = draw(variables, batch), draw(variables, other)
-        np.testing.assert_allclose(one[:, 0], two[:, 0], atol=1e-6)
-        assert (np.abs(one[:, 1:] - two[:, 1:]).max() > 1e-3) == forced
+        fitted = fitted_of(networks(teacher_forcing=forced))
+        given, given_inverted = draw(fitted, batch), draw(fitted, inverted)
+        np.testing.assert_allclose(given[:, 0], given_inverted[:, 0], atol=1e-6)
+        assert (np.abs(given[:, 1:] - given_inverted[:, 1:]).max() > 1e-3) == forced
 
 
 @pytest.mark.slow
 def test_the_coin_chooses_in_training():
-    """Of the same variables, batch and keys: as without a coin where it says so, and otherwise freely."""
-    model = model_of(networks(latent=0))
-    variables = initialised(model)
+    """Of the same variables, batch and keys: as without a coin at a share of one, and freely at a share of zero.
 
-    @jax.jit
-    @partial(jax.value_and_grad, has_aux=True)
-    def loss(params, coin):
-        batch = batch_of(num_past=1, coin=coin)
-        train = Train(keys.unused(batch.index), jnp.int32(0))
+    Both are what the two ways give when they are called themselves.
+    """
+    variables = fitted_of(networks(latent=0)).variables
+    batch = batch_of(num_past=1)
+    train = Train(keys.unused(batch.ids), jnp.int32(0))
+    shares = {"no coin": None, "heads": lambda step: 1.0, "tails": lambda step: 0.0}
+    nets = {name: networks(latent=0, teacher_forcing_share=share) for name, share in shares.items()}
+
+    @partial(jax.jit, static_argnums=0)
+    @partial(jax.value_and_grad, argnums=1, has_aux=True)
+    def loss(model, params):
         own = {**variables, "params": params}
         draw = model.draw(own, model.encode(own, batch, train), train.keys, "prior", None, train)
-        return -draw.log_p_y.mean(), draw.updates
+        return -draw.log_p_y.mean(), (draw.p_y.mean, draw.updates)
 
-    coins = (None, True, False)
-    found = {coin: loss(variables["params"], None if coin is None else jnp.asarray(coin)) for coin in coins}
-    for one, other in zip(jax.tree.leaves(found[None]), jax.tree.leaves(found[True]), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    assert abs(found[True][0][0] - found[False][0][0]) > 1e-3
-    for (_, updates), gradient in found.values():
+    losses = {name: loss(model_of(nets[name]), variables["params"]) for name in shares}
+    for expected, tossed in zip(*(jax.tree.leaves(losses[name]) for name in ("no coin", "heads")), strict=True):
+        np.testing.assert_allclose(expected, tossed, rtol=1e-4, atol=1e-5)
+    assert abs(losses["heads"][0][0] - losses["tails"][0][0]) > 1e-3
+    for (_, (_, updates)), gradient in losses.values():
         moved_by = jax.tree.map(
             lambda new, old: np.abs(new - old).max(), updates, {"batch_stats": variables["batch_stats"]}
         )
@@ -185,10 +187,38 @@ def test_the_coin_chooses_in_training():
         norms = jax.tree.map(lambda leaf: float(jnp.abs(leaf).max()), gradient)
         assert all(norm > 0 for norm in jax.tree.leaves({name: norms[name] for name in ("encoder", "decoder")}))
 
+    def both_ways(module):
+        encoding = module.encode(batch.x, batch.y, train)
+        arguments = encoding, keys.per_sample(train.keys, jnp.arange(1, FRAMES)), "prior", None, encoding.past.mean
+        return module._forced(*arguments)[1], module._free(*arguments)[1]
+
+    (forced, free), _ = jax.jit(partial(nets["no coin"].apply, method=both_ways, mutable=["batch_stats"]))(variables)
+    for name, frames in (("heads", forced), ("tails", free)):
+        np.testing.assert_allclose(losses[name][0][1][0], frames.swapaxes(0, 1), atol=1e-5)
+
+
+def test_the_coin_is_heads_as_often_as_the_schedule_says():
+    """Of 4,000 batches at each step, within 4.5 standard errors; when measuring there is none, whatever the share."""
+    share = schedules.teacher_forcing(ConfigDict({"first": 1.0, "last": 0.2, "begin": 100, "steps": 200}))
+    nets = networks(teacher_forcing_share=share)
+    all_keys = jax.vmap(lambda seed: keys.per_example(jax.random.key(seed), jnp.arange(3)))(jnp.arange(4000))
+
+    @jax.jit
+    def coins(step):
+        return jax.vmap(lambda batch_keys: nets._gives_true_frames(Train(batch_keys, step)))(all_keys)
+
+    for step, expected in {0: 1.0, 100: 1.0, 150: 0.8, 200: 0.6, 275: 0.3, 300: 0.2, 5000: 0.2}.items():
+        heads = np.asarray(coins(jnp.int32(step)))
+        assert abs(heads.mean() - expected) <= 4.5 * np.sqrt(expected * (1 - expected) / len(heads)), step
+    assert nets._gives_true_frames(None) is True
+    assert networks(teacher_forcing=False, teacher_forcing_share=share)._gives_true_frames(None) is False
+    unscheduled = networks(teacher_forcing=False)  # trained with true frames, whatever it is measured with
+    assert unscheduled._gives_true_frames(Train(all_keys[0], jnp.int32(0))) is True
+
 
 def touch(module, features, skips):
     """A decoder's output."""
-    return module(features, module.of_skips(skips))
+    return module(features, module.encode_skips(skips))
 
 
 def of_conv(kernel, inputs, outputs):
@@ -217,7 +247,7 @@ def seed_counts(network, features, channels):
 def test_layers_are_the_seeds(network, features, channels):
     """But for biases before a batch normalisation, which takes them off again."""
     encoder, decoder = (
-        one(widths(64, 64), size) for one, size in zip(NETWORKS[network], (features, channels), strict=True)
+        module(widths(64, 64), size) for module, size in zip(NETWORKS[network], (features, channels), strict=True)
     )
     frames = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
     key = jax.random.key(0)
@@ -225,8 +255,8 @@ def test_layers_are_the_seeds(network, features, channels):
     _, skips = jax.eval_shape(encoder.apply, shapes, frames)
 
     made = jax.eval_shape(partial(decoder.init, method=touch), key, jnp.zeros((1, features)), skips)
-    for found, (count, cancelled) in zip((shapes, made), seed_counts(network, features, channels), strict=True):
-        assert sum(leaf.size for leaf in jax.tree.leaves(found["params"])) == count - cancelled
+    for variables, (count, cancelled) in zip((shapes, made), seed_counts(network, features, channels), strict=True):
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count - cancelled
     drawn = jax.eval_shape(
         lambda v, s: decoder.apply(v, jnp.zeros((6, features)), s, method=touch), made, skips
     )  # six frames share the skips of one
@@ -235,21 +265,21 @@ def test_layers_are_the_seeds(network, features, channels):
 
 @pytest.mark.slow
 def test_activations_computed_again_give_the_same_with_less_memory():
-    batch, found = batch_of(), {}
+    batch, gradients, memory = batch_of(), {}, {}
     for remat in (False, True):
-        model = model_of(networks(latent=0, teacher_forcing=False, remat=remat))
-        variables = initialised(model)
+        fitted = fitted_of(networks(latent=0, teacher_forcing=False, remat=remat))
 
         @jax.value_and_grad
-        def loss(params, model=model, variables=variables):
-            own = {**variables, "params": params}
-            return model.draw(own, model.encode(own, batch), keys.unused(batch.index), "prior").log_p_y.mean()
+        def loss(params, fitted=fitted):
+            own = dataclasses.replace(fitted, variables={**fitted.variables, "params": params})
+            return own.draw(own.encode(batch), keys.unused(batch.ids), "prior").log_p_y.mean()
 
-        compiled = jax.jit(loss).lower(variables["params"]).compile()
-        found[remat] = (compiled(variables["params"]), compiled.memory_analysis().temp_size_in_bytes)
-    for one, other in zip(*(jax.tree.leaves(values) for values, _ in found.values()), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    assert found[True][1] < found[False][1]
+        compiled = jax.jit(loss).lower(fitted.variables["params"]).compile()
+        gradients[remat] = compiled(fitted.variables["params"])
+        memory[remat] = compiled.memory_analysis().temp_size_in_bytes
+    for kept, computed_again in zip(*(jax.tree.leaves(values) for values in gradients.values()), strict=True):
+        np.testing.assert_allclose(kept, computed_again, rtol=1e-4, atol=1e-4)
+    assert memory[True] < memory[False]
 
 
 @pytest.mark.slow
@@ -257,10 +287,10 @@ def test_activations_computed_again_give_the_same_with_less_memory():
 def test_half_precision(network):
     """Parameters, gradients and frames stay float32; what they say is that of float32 to two digits."""
     frames = batch_of().x["frames"].reshape(-1, SIZE, SIZE, CHANNELS)
-    found = []
+    results = []
     for dtype in (None, jnp.bfloat16):
         encoder, decoder = (
-            one(widths(2, SIZE), size, dtype) for one, size in zip(NETWORKS[network], (4, CHANNELS), strict=True)
+            module(widths(2, SIZE), size, dtype) for module, size in zip(NETWORKS[network], (4, CHANNELS), strict=True)
         )
 
         def there_and_back(params, encoder=encoder, decoder=decoder):
@@ -273,9 +303,9 @@ def test_half_precision(network):
             seen = jax.jit(encoder.apply)(of_encoder, frames)
             of_decoder = jax.jit(partial(decoder.init, method=touch))(jax.random.key(1), *seen)
             params = {"encoder": of_encoder, "decoder": of_decoder}
-            found.append((jax.jit(jax.value_and_grad(there_and_back))(params), seen[0]))
-    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
-    ((value, gradient), _), ((half, gradient_of_half), _) = found
+            results.append((jax.jit(jax.value_and_grad(there_and_back))(params), seen[0]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(results)} == {jnp.dtype("float32")}
+    ((value, gradient), _), ((half, gradient_of_half), _) = results
     assert 0 < abs(half / value - 1) < 0.01
     norm = partial(jax.tree.reduce, lambda total, leaf: total + float((leaf**2).sum()), initializer=0.0)
     apart = jax.tree.map(jnp.subtract, gradient, gradient_of_half)
@@ -287,14 +317,14 @@ def test_half_precision(network):
 def test_each_device_keeps_its_part_of_the_batch(forced):
     """Encoding and drawing take no frames from other devices: there is no operation between them."""
     mesh = parallel.make_mesh()
-    model, batch = model_of(networks(teacher_forcing=forced)), batch_of(examples=4)
-    variables = jax.device_put(initialised(model), parallel.replicated(mesh))
-    batch, example_keys = parallel.place_batch(mesh, (batch, keys.per_example(jax.random.key(3), batch.index)))
+    batch = batch_of(examples=4)
+    fitted = jax.device_put(fitted_of(networks(teacher_forcing=forced)), parallel.replicated(mesh))
+    batch, example_keys = parallel.place_batch(mesh, (batch, keys.per_example(jax.random.key(3), batch.ids)))
 
     @jax.jit
-    def drawn(variables, batch, keys):
-        return model.draw(variables, model.encode(variables, batch), keys, "recognition")
+    def drawn(fitted, batch, example_keys):
+        return fitted.draw(fitted.encode(batch), example_keys, "recognition")
 
-    text = drawn.lower(variables, batch, example_keys).compile().as_text()
+    text = drawn.lower(fitted, batch, example_keys).compile().as_text()
     assert mesh.size > 1
     assert not [name for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if name in text]

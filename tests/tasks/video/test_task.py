@@ -1,5 +1,6 @@
 """Video prediction: batches, measures and their truth, figures, and a run from the command to its tables."""
 
+import dataclasses
 import json
 import re
 from functools import partial
@@ -11,16 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from specs import load, task_of
 
 import cvae_jax
 from configs import video as config_file
-from cvae_jax import evaluation, keys, objectives
+from cvae_jax import evaluation, inference, keys, objectives
+from cvae_jax.data import batches, buckets
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
+from cvae_jax.metrics import images
 from cvae_jax.model import Train
-from cvae_jax.tasks import make_task
-from cvae_jax.tasks.video import figures, moving_digits
-from cvae_jax.tasks.video import metrics as measures
+from cvae_jax.tasks.video import figures, metrics, moving_digits
+from cvae_jax.tasks.video.frames import widths
+from cvae_jax.tasks.video.networks import VideoNetworks
+from cvae_jax.trained import TrainedModel
+from cvae_jax.training import loop
 
 RNG = np.random.default_rng(0)
 
@@ -53,18 +58,19 @@ def numbered(count=6, num_frames=8, columns=7):
     }
 
 
-def batch_of(task, raw, train, seed=0):
-    index = jnp.arange(len(jax.tree.leaves(raw)[0]))
-    make = jax.jit(task.batch, static_argnums=4)
-    return make(raw, index, jnp.ones(len(index)), keys.per_example(jax.random.key(seed), index), train)
+def batch_of(task, raw, training, seed=0):
+    ids = jnp.arange(len(jax.tree.leaves(raw)[0]))
+    step = jnp.int32(0) if training else None
+    return batches.make_jitted(task, raw, ids, jnp.ones(len(ids)), jax.random.key(seed), step)
 
 
 def trained(config, raw):
     """The task of a config, its model with initial weights, and a batch to measure it on."""
-    task = make_task(config)
+    task = task_of(config)
     (stage,) = task.stages
-    variables = jax.jit(stage.model.init)(jax.random.key(0), batch_of(task, raw, True))
-    return task, stage.model, variables, batch_of(task, raw, False)
+    batch = batch_of(task, raw, training=True)
+    variables = jax.jit(stage.model.init)(jax.random.key(0), batch, {})
+    return task, objectives.fitted(stage, variables, batch), batch_of(task, raw, training=False)
 
 
 def still(count):
@@ -73,8 +79,8 @@ def still(count):
 
 
 def test_a_batch_of_videos():
-    task, raw = make_task(of_folders()), numbered()
-    measured = batch_of(task, raw, False)
+    task, raw = task_of(of_folders()), numbered()
+    measured = batch_of(task, raw, training=False)
     assert measured.x["frames"].shape == (6, 2, 16, 16, 3) and measured.y.shape == (6, 4, 16, 16, 3)
     np.testing.assert_allclose(
         measured.x["frames"][:, :, 0, 0, 0] * 255, 10 * np.arange(6)[:, None] + np.arange(2), rtol=1e-5
@@ -83,7 +89,7 @@ def test_a_batch_of_videos():
     np.testing.assert_array_equal(measured.x["condition"], raw["condition"][:, :6])
     starts = set()
     for seed in range(20):
-        batch = batch_of(task, raw, True, seed)
+        batch = batch_of(task, raw, training=True, seed=seed)
         assert batch.x["frames"].shape == (6, 1, 16, 16, 3) and batch.y.shape == (6, 4, 16, 16, 3)
         frames = jnp.concatenate([batch.x["frames"], batch.y], 1)[:, :, 0, 0, 0] * 255
         np.testing.assert_allclose(frames, batch.x["condition"][:, :, 0], rtol=1e-5)
@@ -94,20 +100,73 @@ def test_a_batch_of_videos():
 @pytest.mark.slow
 def test_a_batch_of_moving_digits():
     raw = still(50)
-    task = make_task(smoke())
-    one, other = batch_of(task, raw, True), batch_of(task, raw, True, seed=1)
-    assert one.x["frames"].shape == (50, 1, 16, 16, 1) and one.y.shape == (50, 4, 16, 16, 1)
-    assert (one.y != other.y).any((1, 2, 3, 4)).mean() > 0.9  # never the same clip
-    assert one.x["condition"].shape == (50, 5, 0) and one.x["turned"].shape == (50, 5)
-    np.testing.assert_array_equal(batch_of(task, raw, False).y[:, :2], one.y[:, 1:3])  # of the same keys, the same
+    task = task_of(smoke())
+    batch, later = batch_of(task, raw, training=True), batch_of(task, raw, training=True, seed=1)
+    assert batch.x["frames"].shape == (50, 1, 16, 16, 1) and batch.y.shape == (50, 4, 16, 16, 1)
+    assert (batch.y != later.y).any((1, 2, 3, 4)).mean() > 0.9  # never the same clip
+    assert batch.x["condition"].shape == (50, 5, 0) and batch.x["turned"].shape == (50, 5)
+    assert set(batch.x) == {"frames", "condition", "turned"}
+    measured = batch_of(task, raw, training=False)
+    np.testing.assert_array_equal(measured.y[:, :2], batch.y[:, 1:3])  # of the same keys, the same
+
+
+def write_videos(folder, num_train=7, num_test=3):
+    """Puts videos of noise into folders, as `of_folders` has them, three to validate on."""
+    for split, count in (("train", num_train), ("validate", 3), ("test", num_test)):
+        for number in range(count):
+            video = folder / split / f"{number:02d}"
+            video.mkdir(parents=True)
+            for frame in range(8):
+                Image.fromarray(RNG.integers(0, 256, (16, 16, 3), np.uint8)).save(video / f"{frame}.png")
+            rows = RNG.normal(size=(8, 7)).round(3)
+            np.savetxt(video / "actions.csv", rows[:, :4], "%.3f", ",")
+            np.savetxt(video / "endeffector_positions.csv", rows[:, 4:], "%.3f", ",")
+
+
+def test_another_videos_conditions_are_measured_and_not_trained_on(tmp_path):
+    """They are no array of training's or validation's buckets, and of no batch there."""
+    write_videos(tmp_path)
+    config = of_folders()
+    config.data.dir = str(tmp_path)
+    config.cvae.batch_size = 4
+    task, splits = load(config)
+    assert set(task.measured) == {"other_condition"} and "other_condition" not in task.raw
+    (train,), (valid,) = loop.training_buckets(task.stages[0], task, splits), buckets.of_split(task, splits["valid"])
+    assert set(train.arrays) == set(valid.arrays) == {"frames", "condition"}
+    for bucket, step in ((train, jnp.int32(0)), (valid, None)):
+        raw = {name: jnp.asarray(array) for name, array in bucket.arrays.items()}
+        ids = jnp.asarray(bucket.ids)
+        batch = batches.make_jitted(task, raw, ids, jnp.ones(len(ids)), jax.random.key(0), step)
+        assert set(batch.x) == {"frames", "condition"}
+    first = batches.first(task, splits["test"], 3)
+    ((batch, count),) = batches.of_split(task, splits["test"], 0)
+    assert count == 3
+    for measured in (first, batch):
+        assert set(measured.x) == {"frames", "condition", "other_condition"}
+        other = np.asarray(measured.x["other_condition"])[:3]
+        assert other.shape == (3, 6, 7)
+        np.testing.assert_array_equal(other, np.roll(measured.x["condition"][:3], 1, 0))
+
+
+def test_terms_and_validation_metrics_carry_their_units():
+    """Beside those of the objective; whether or not there is a share to log."""
+    scheduled = smoke()
+    scheduled.teacher_forcing.update(last=0.0, steps=10)
+    for config in (smoke(), scheduled, of_folders()):
+        (stage,) = task_of(config).stages
+        assert stage.units == {
+            "beta": "weight of the KL",
+            "teacher_forcing": "share of batches",
+            "PSNR": "dB, a sample of the future",
+        }
 
 
 def test_psnr():
     truth, frames = RNG.uniform(size=(2, 3, 4, 16, 16, 3)).astype(np.float32)
-    found = measures.psnr(jnp.asarray(frames), jnp.asarray(truth))
-    assert found.shape == (3, 4)
-    assert found[1, 2] == pytest.approx(peak_signal_noise_ratio(truth[1, 2], frames[1, 2], data_range=1), abs=1e-4)
-    np.testing.assert_allclose(measures.psnr(jnp.asarray(truth), jnp.asarray(truth)), 100, rtol=1e-6)
+    values = images.psnr(jnp.asarray(frames), jnp.asarray(truth))
+    assert values.shape == (3, 4)
+    assert values[1, 2] == pytest.approx(peak_signal_noise_ratio(truth[1, 2], frames[1, 2], data_range=1), abs=1e-4)
+    np.testing.assert_allclose(images.psnr(jnp.asarray(truth), jnp.asarray(truth)), 100, rtol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -115,7 +174,7 @@ def test_ssim(channels):
     truth = RNG.uniform(size=(2, 2, 16, 16, channels)).astype(np.float32)
     truth[0] = 0  # and frames without any structure
     frames = np.clip(truth + 0.1 * RNG.normal(size=truth.shape), 0, 1).astype(np.float32)
-    found = measures.ssim(jnp.asarray(frames), jnp.asarray(truth))
+    values = images.ssim(jnp.asarray(frames), jnp.asarray(truth))
     reference = partial(
         structural_similarity,
         data_range=1,
@@ -125,109 +184,162 @@ def test_ssim(channels):
         use_sample_covariance=False,
     )
     wanted = [[reference(*pair) for pair in zip(*pairs, strict=True)] for pairs in zip(truth, frames, strict=True)]
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(measures.ssim(jnp.asarray(truth), jnp.asarray(truth)), 1, atol=1e-6)
+    np.testing.assert_allclose(values, wanted, atol=1e-5)
+    np.testing.assert_allclose(images.ssim(jnp.asarray(truth), jnp.asarray(truth)), 1, atol=1e-6)
 
 
 def test_frames_after_turns():
     turned = np.zeros((2, 10), bool)
     turned[0, [1, 5]] = True  # the first before the future, which begins at frame 2
-    found = measures.after_turns(turned, 2)
-    np.testing.assert_array_equal(found[0], [1, 1, 1, 0, 1, 1, 1, 0])  # frames 2, 3, 4 and 6, 7, 8
-    assert not found[1].any()
+    after = metrics.after_turns(turned, 2)
+    np.testing.assert_array_equal(after[0], [1, 1, 1, 0, 1, 1, 1, 0])  # frames 2, 3, 4 and 6, 7, 8
+    assert not after[1].any()
 
 
 @pytest.mark.slow
-def test_measures_of_samples(monkeypatch):
+def test_metrics_of_samples(monkeypatch):
     """Against samples measured by NumPy, whether all are held at once or two of the three."""
     config = of_folders()
     raw = numbered()
     raw["other_condition"] = jnp.asarray(RNG.normal(size=raw["condition"].shape).astype(np.float32))
     raw["frames"] = jnp.asarray(RNG.integers(0, 256, raw["frames"].shape, np.uint8))
-    task, model, variables, batch = trained(config, raw)
-    variables["params"] = jax.tree.map(lambda leaf: 2 * leaf, variables["params"])  # so that samples differ
-    how = cvae_jax.experiment.How(False, True, "prior")
-    found = task.measures.of_batch(model, variables, batch, how, jax.random.key(5))
+    task, fitted, batch = trained(config, raw)
+    assert (fitted.exact, fitted.has_recognition, fitted.predicts_from) == (False, True, "prior")
+    params = jax.tree.map(lambda leaf: 2 * leaf, fitted.variables["params"])  # so that samples differ
+    fitted = dataclasses.replace(fitted, variables={**fitted.variables, "params": params})
+    measured = task.metrics(fitted, batch, jax.random.key(5))
     key = keys.substream(jax.random.key(5), "futures")
-    sample_keys = keys.per_sample(keys.per_example(key, batch.index), jnp.arange(3))
+    sample_keys = keys.per_sample(keys.per_example(key, batch.ids), jnp.arange(3))
 
     def samples(batch):
-        drawn = jax.jit(inference.sample, static_argnums=(0, 4))(model, variables, batch, sample_keys, False)
+        drawn = jax.jit(inference.sample, static_argnums=3)(fitted, batch, sample_keys, False)
         return -10 * np.log10(((np.asarray(drawn) - np.asarray(batch.y)) ** 2).mean((3, 4, 5)))
 
-    each = samples(batch)
-    assert each.std(0).mean() > 1e-3
-    best = [each[values.argmax(), row] for row, values in enumerate(each.mean(2).T)]
-    np.testing.assert_allclose(found["best PSNR of 3 samples, dB"], best, rtol=1e-4)
-    np.testing.assert_allclose(found["mean PSNR of 3 samples, dB"], each.mean(0), rtol=1e-4)
-    assert (found["best SSIM of 3 samples"].mean(1) >= found["mean SSIM of 3 samples"].mean(1) - 1e-6).all()
-    for name, condition in ((measures.SHUFFLED, batch.x["other_condition"]), (measures.ZERO, 0 * batch.x["condition"])):
-        other = samples(batch._replace(x={**batch.x, "condition": condition}))
-        np.testing.assert_allclose(found[name], other.mean((0, 2)), rtol=1e-4)
-    assert set(found) == {*task.measures.profiles, measures.SHUFFLED, measures.ZERO}
-    monkeypatch.setattr(measures, "BYTES_PER_CALL", 2 * 4 * batch.y.size)
-    again = measures.of_samples(model, variables, batch, how, key, 3)["PSNR"]
-    np.testing.assert_allclose(again, each, rtol=1e-4)
+    psnr = samples(batch)
+    assert psnr.std(0).mean() > 1e-3
+    best = [psnr[values.argmax(), row] for row, values in enumerate(psnr.mean(2).T)]
+    np.testing.assert_allclose(measured["best PSNR of 3 samples"].values, best, rtol=1e-4)
+    np.testing.assert_allclose(measured["mean PSNR of 3 samples"].values, psnr.mean(0), rtol=1e-4)
+    best_ssim, mean_ssim = (measured[f"{kind} SSIM of 3 samples"].values.mean(1) for kind in ("best", "mean"))
+    assert (best_ssim >= mean_ssim - 1e-6).all()
+    changes = {metrics.SHUFFLED: batch.x["other_condition"], metrics.ZERO: 0 * batch.x["condition"]}
+    for name, condition in changes.items():
+        changed = samples(batch._replace(x={**batch.x, "condition": condition}))
+        np.testing.assert_allclose(measured[name].values, changed.mean((0, 2)), rtol=1e-4)
+    by_step = {f"{kind} {name} of 3 samples" for kind in ("best", "mean") for name in ("PSNR", "SSIM")}
+    assert set(measured) == {*by_step, metrics.SHUFFLED, metrics.ZERO}
+    assert {name: metric.step for name, metric in measured.items() if metric.step} == dict.fromkeys(
+        by_step, "predicted frame"
+    )
+    assert {name: metric.unit for name, metric in measured.items()} == {
+        name: "" if "SSIM" in name else "dB" for name in measured
+    }
+    assert not any(metric.pool for metric in measured.values())
+    monkeypatch.setattr(metrics, "BYTES_PER_CALL", 2 * 4 * batch.y.size)
+    again = metrics.quality_of_samples(fitted, batch, key, 3)["PSNR"]
+    np.testing.assert_allclose(again, psnr, rtol=1e-4)
     shown = {}
     monkeypatch.setattr(figures, "gif", lambda path, title, videos, num_past: shown.update(videos))
-    figures.pictures(model, variables, batch, how, key, 3)["videos"](None, "")
-    drawn = np.asarray(jax.jit(inference.sample, static_argnums=(0, 4))(model, variables, batch, sample_keys, False))
-    np.testing.assert_allclose(shown["best of 3"][:, 2:], drawn[each.mean(2).argmax(0), np.arange(6)], atol=1e-5)
+    figures.of_videos(fitted, batch, key, 3)["videos"](None, "")
+    drawn = np.asarray(jax.jit(inference.sample, static_argnums=3)(fitted, batch, sample_keys, False))
+    np.testing.assert_allclose(shown["best of 3"][:, 2:], drawn[psnr.mean(2).argmax(0), np.arange(6)], atol=1e-5)
     np.testing.assert_allclose(shown["sample 2"][:, 2:], drawn[1], atol=1e-5)
     np.testing.assert_allclose(shown["truth"], np.concatenate([batch.x["frames"], batch.y], 1))
-    followed = task.followed(model, variables, batch, sample_keys[0])
-    np.testing.assert_allclose(followed["PSNR"], each[0].mean(1), rtol=1e-4)
+    followed = task.validation_metrics(fitted, batch, sample_keys[0])
+    np.testing.assert_allclose(followed["PSNR"], psnr[0].mean(1), rtol=1e-4)
+
+
+def test_metrics_of_a_users_own_videos(monkeypatch):
+    """They have no video before them in a split, whose conditions could be given; of a split's both are measured."""
+
+    def quality_of_samples(fitted, batch, key, num_samples):
+        values = np.broadcast_to(np.asarray(batch.x["condition"]).mean((1, 2))[:, None], (num_samples, 2, 4))
+        return {"PSNR": values, "SSIM": values}
+
+    monkeypatch.setattr(metrics, "quality_of_samples", quality_of_samples)
+    task = task_of(of_folders())
+    own = task.from_user({"frames": GOOD, "condition": ROWS + 2}, np.ones((2, 4, 16, 16, 3)))
+    of_split = own._replace(x={**own.x, "other_condition": own.x["condition"] + 3})
+    expected = {f"{kind} {name} of 3 samples": 2 for kind in ("best", "mean") for name in ("PSNR", "SSIM")}
+    expected[metrics.ZERO] = 0
+    for batch, values in ((own, expected), (of_split, {**expected, metrics.SHUFFLED: 5})):
+        measured = task.metrics(None, batch, jax.random.key(0))
+        assert set(measured) == set(values)
+        for name, value in values.items():
+            assert (measured[name].values == value).all(), name
+
+
+def test_the_best_epoch_may_be_that_of_the_psnr():
+    config = smoke()
+    config.cvae.select = "+PSNR"
+    task = task_of(config)
+    loop.check_settings(task.stages[0], task, [100])
+    config.cvae.select = "+SSIM"
+    with pytest.raises(UserError, match=re.escape("cvae.select='+SSIM' is not known; choose from loss, +PSNR, -PSNR")):
+        loop.check_settings(task.stages[0], task, [100])
 
 
 def test_copying_the_last_frame():
-    task = make_task(smoke())
-    batch = batch_of(task, still(30), False)
-    ((name, found),) = task.measures.baselines(batch).items()
+    task = task_of(smoke())
+    batch = batch_of(task, still(30), training=False)
+    ((name, measured),) = task.baselines(batch).items()
     assert name == "the last known frame"
     wanted = -10 * np.log10(np.maximum(((batch.x["frames"][:, -1:] - batch.y) ** 2).mean((2, 3, 4)), 1e-10))
-    np.testing.assert_allclose(found["best PSNR of 3 samples, dB"], wanted, rtol=1e-5)
-    after = measures.after_turns(np.asarray(batch.x["turned"]), 2)
+    np.testing.assert_allclose(measured["best PSNR of 3 samples"].values, wanted, rtol=1e-5)
+    after = metrics.after_turns(np.asarray(batch.x["turned"]), 2)
     assert after.any() and not after.all()
-    sums = {name: found[name].sum(0) for name in task.measures.pooled}
-    assert task.measures.pooled[measures.AFTER_TURN](sums[measures.AFTER_TURN]) == pytest.approx(
-        wanted[after].mean(), rel=1e-5
-    )
-    assert task.measures.pooled[measures.OTHERS](sums[measures.OTHERS]) == pytest.approx(
-        wanted[~after].mean(), rel=1e-5
-    )
+    for name, chosen in ((metrics.AFTER_TURN, after), (metrics.ELSEWHERE, ~after)):
+        metric = measured[name]
+        assert metric.pool(metric.values.sum(0)) == pytest.approx(wanted[chosen].mean(), rel=1e-5)
+        assert metric.unit == "dB"
 
 
 @pytest.mark.slow
 def test_teacher_forcing_in_training():
     """A coin for each batch, as often heads as its share says, decides whether true frames are given."""
-    models, raw = {}, still(4)
+    stages, raw = {}, still(4)
     for share in (0.0, 0.5, 1.0):
         config = smoke()
         config.cvae.latent = 0
         config.teacher_forcing.update(first=share, last=share)
-        task = make_task(config)
-        models[share] = task.stages[0]
-    model = models[1.0].model
-    batch = batch_of(task, raw, True)
-    variables = jax.jit(model.init)(jax.random.key(0), batch)
+        task = task_of(config)
+        (stages[share],) = task.stages
+    batch = batch_of(task, raw, training=True)
+    variables = jax.jit(stages[1.0].model.init)(jax.random.key(0), batch, {})
 
     @partial(jax.jit, static_argnums=0)
-    def predicted(share, seed, coin=None):
-        train = Train(keys.per_example(jax.random.key(seed), batch.index), jnp.int32(3))
-        given = batch._replace(x={**batch.x, "coin": coin})
-        stage = models[share]
-        encoding = stage.model.encode(variables, given, train)
+    def predicted(share, seed):
+        stage = stages[share]
+        train = Train(keys.per_example(jax.random.key(seed), batch.ids), jnp.int32(3))
+        encoding = stage.model.encode(variables, batch, train)
         draw = objectives.draws_of(stage.model, variables, encoding, train.keys[None], train)
-        _, terms = stage.objective(draw, train.step)
+        _, terms = stage.objective(draw, batch, train.step)
         return stage.model.draw(variables, encoding, train.keys, "prior", None, train).p_y.mean, terms
 
-    (forced, terms), (freely, _) = (predicted(1.0, 0, jnp.asarray(coin)) for coin in (True, False))
-    assert np.abs(forced - freely).max() > 1e-3 and "teacher_forcing" not in terms
-    np.testing.assert_allclose(predicted(1.0, 0)[0], forced, atol=1e-5)
-    found, terms = predicted(0.0, 0)
-    np.testing.assert_allclose(found, freely, atol=1e-5)
+    def both_ways(networks):
+        train = Train(keys.unused(batch.ids), jnp.int32(3))
+        encoding = networks.encode(batch.x, batch.y, train)
+        arguments = encoding, keys.per_sample(train.keys, jnp.arange(1, 5)), "prior", None, encoding.past.mean
+        return [way(*arguments)[1].swapaxes(0, 1) for way in (networks._forced, networks._free)]
+
+    networks = VideoNetworks(
+        network="dcgan", widths=widths(2, 16), channels=1, features=4, latent=0, prior="learned", hidden=5,
+        predictor_layers=2, num_past=2, last_frame_skip=False, teacher_forcing=True,
+    )  # fmt: skip
+    (forced, freely), _ = jax.jit(partial(networks.apply, method=both_ways, mutable=["batch_stats"]))(variables)
+    assert np.abs(forced - freely).max() > 1e-3
+    always, terms = predicted(1.0, 0)
+    np.testing.assert_allclose(always, forced, atol=1e-5)
+    assert "teacher_forcing" not in terms
+    never, terms = predicted(0.0, 0)
+    np.testing.assert_allclose(never, freely, atol=1e-5)
     assert terms["teacher_forcing"] == 0
-    heads = [np.abs(predicted(0.5, seed)[0] - forced).max() < 1e-5 for seed in range(64)]
+    heads = []
+    for seed in range(64):
+        frames, terms = predicted(0.5, seed)
+        assert terms["teacher_forcing"] == 0.5
+        heads.append(np.abs(frames - forced).max() < 1e-5)
+        np.testing.assert_allclose(frames, forced if heads[-1] else freely, atol=1e-5)
     assert abs(sum(heads) - 32) < 4.5 * 4
 
 
@@ -236,12 +348,12 @@ ROWS = np.zeros((2, 6, 7), np.float32)
 
 
 def test_own_videos():
-    task = make_task(of_folders())
-    batch = task.observe({"frames": GOOD, "condition": ROWS}, np.ones((2, 4, 16, 16, 3)))
+    task = task_of(of_folders())
+    batch = task.from_user({"frames": GOOD, "condition": ROWS}, np.ones((2, 4, 16, 16, 3)))
     assert batch.x["frames"].shape == GOOD.shape and batch.y.shape == (2, 4, 16, 16, 3)
-    longer = task.observe({"frames": GOOD, "condition": np.zeros((2, 30, 7))})  # as far as there are conditions
+    longer = task.from_user({"frames": GOOD, "condition": np.zeros((2, 30, 7))})  # as far as there are conditions
     assert longer.y is None and longer.x["condition"].shape == (2, 30, 7)
-    alone = make_task(smoke()).observe(np.zeros((3, 2, 16, 16, 1)))
+    alone = task_of(smoke()).from_user(np.zeros((3, 2, 16, 16, 1)))
     assert alone.x["condition"].shape == (3, 5, 0)
 
 
@@ -266,7 +378,7 @@ def test_own_videos():
 )  # fmt: skip
 def test_own_videos_that_cannot_be(x, y, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
-        make_task(of_folders()).observe(x, y)
+        task_of(of_folders()).from_user(x, y)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +391,8 @@ def test_own_videos_that_cannot_be(x, y, expected):
         ("measure_given", "truth", "measure_given='truth' is not known; choose from true_frames, predictions"),
         ("num_past", 0, "num_past=0 must be at least 1"),
         ("data.num_train", -1, "data.num_train=-1 must be at least 0"),
+        ("data.num_columns", -1, "data.num_columns=-1 must be at least 0"),
+        ("data.num_frames", 0, "data.num_frames=0 must be at least 1"),
         ("cvae.objective.name", "gsnn", "cvae.objective.name='gsnn' does not train the recognition network"),
         ("cvae.latent", -1, "cvae.latent=-1 must be at least 0"),
         ("data.size", 24, "data.size=24 must be a power of 2, of at least 16"),
@@ -291,28 +405,48 @@ def test_settings_that_cannot_be(key, value, expected):
     config = of_folders()
     *sections, name = key.split(".")
     section = config
-    for one in sections:
-        section = section[one]
+    for inner in sections:
+        section = section[inner]
     section[name] = value
     with pytest.raises(UserError, match=re.escape(expected)):
-        make_task(config)
+        task_of(config)
 
 
 @pytest.mark.slow
 def test_videos_too_short_to_train_or_to_measure_on():
     expected = "num_past=2 and {}=7 take 9 frames, more than data.num_frames=8; lower num_past or {}"
     with pytest.raises(UserError, match=expected.format("num_future", "num_future")):
-        make_task(of_folders(num_future=7))
+        task_of(of_folders(num_future=7))
     config = of_folders(measure_future=7)
     config.data.update(conditions=(), num_columns=0)
-    task = make_task(config)
+    task = task_of(config)
     with pytest.raises(UserError, match=expected.format("measure_future", "measure_future")):
         task.check({})
     # A user's own videos may be longer.
     model = task.stages[0].model
-    params = jax.jit(model.init)(jax.random.key(0), batch_of(task, numbered(columns=0), True))
-    loaded = cvae_jax.experiment.Experiment(config, task, 0, {"cvae": params})
+    params = jax.jit(model.init)(jax.random.key(0), batch_of(task, numbered(columns=0), training=True), {})
+    loaded = TrainedModel(config, task, 0, {"cvae": params})
     assert loaded.predict(GOOD).shape == (2, 7, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (of_folders(), "data.size=0 must be at least 1"),  # what would be divided by, before the task is made
+        (smoke(), "data.size=0 must be a power of 2, of at least 16"),
+    ],
+)
+def test_frames_of_no_size(config, expected, tmp_path):
+    """One line, from a task without data and from training, which loads data first and leaves no workdir."""
+    write_videos(tmp_path / "data")
+    config.data.update(size=0, dir=str(tmp_path / "data"))
+    with pytest.raises(UserError) as refusal:
+        task_of(config)
+    assert str(refusal.value) == "data.size=0 must be a power of 2, of at least 16"
+    with pytest.raises(UserError) as refusal:
+        cvae_jax.train(config, str(tmp_path / "run"))
+    assert str(refusal.value) == expected
+    assert not (tmp_path / "run").exists()
 
 
 def test_sizes_of_digits_that_cannot_be():
@@ -320,7 +454,22 @@ def test_sizes_of_digits_that_cannot_be():
         config = smoke()
         config.data[key] = value
         with pytest.raises(UserError, match=expected):
-            make_task(config)
+            task_of(config)
+
+
+def test_a_grid_shows_last_frames():
+    """The last known, the last true one, and that of a prediction or of each sample."""
+    task = task_of(of_folders())
+    y = RNG.uniform(size=(2, 4, 16, 16, 3)).astype(np.float32)
+    past = RNG.uniform(size=GOOD.shape).astype(np.float32)
+    batch = task.from_user({"frames": past, "condition": ROWS}, y)
+    drawn = RNG.uniform(size=(2, *y.shape)).astype(np.float32)
+    columns = task.sample_grid(batch, {"cvae": drawn}).columns
+    expected = {"frame 2": past, "frame 6, truth": y, "sample 1": drawn[0], "sample 2": drawn[1]}
+    assert list(columns) == list(expected)
+    for name, frames in expected.items():
+        np.testing.assert_array_equal(columns[name], frames[:, -1], name)
+    assert list(task.sample_grid(batch._replace(y=None), {"cvae": drawn[:1]}).columns) == ["frame 2", "prediction"]
 
 
 def test_pictures(tmp_path):
@@ -369,15 +518,14 @@ def test_from_training_to_tables(run, tmp_path):
     text = result.stdout
     assert "2 -> 5 frames" in text and "given the predicted frames before each" in text
     assert "the last known frame" in text
-    measured = {
-        (one["model"], one["name"]): one for one in json.loads((tmp_path / "results.json").read_text())["task_measures"]
-    }
+    rows = json.loads((tmp_path / "results.json").read_text())["task_measures"]
+    measured = {(row["model"], row["name"]): row for row in rows}
     of_steps = measured["video_digits cvae", "mean PSNR of 2 samples, dB"]
     assert len(of_steps["of_steps"]) == len(of_steps["errors_of_steps"]) == 5
     assert np.mean(of_steps["of_steps"]) == pytest.approx(of_steps["mean"])
-    found = {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in tmp_path.iterdir()}
     courses = {f"{kind}_{name}_of_2_samples.png" for kind in ("best", "mean") for name in ("PSNR", "SSIM")}
-    assert courses | {"videos_run.gif", "videos_run.png", "frames_run.png", "samples_run.png"} <= found
+    assert courses | {"videos_run.gif", "videos_run.png", "frames_run.png", "samples_run.png"} <= names
     with Image.open(tmp_path / "videos_run.gif") as film:
         assert film.n_frames == 7
 
@@ -399,4 +547,31 @@ def test_how_a_run_is_measured_can_be_changed(run):
 @pytest.mark.slow
 def test_simulated_videos_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="given the true ones before it"):
-        evaluation.evaluate([str(run)], ["bdmc"], [2], num_examples=2, output=str(tmp_path), num_chains=2)
+        evaluation.evaluate(
+            [str(run)],
+            evaluation.Request(
+                estimators=("bdmc",), num_samples=(2,), num_examples=2, output=str(tmp_path), num_chains=2
+            ),
+        )
+
+
+@pytest.mark.slow
+def test_videos_in_folders_from_training_to_tables(tmp_path):
+    """Its epochs are chosen by the PSNR; other videos' conditions reach the tables, and nothing before them."""
+    write_videos(tmp_path / "data")
+    config = of_folders()
+    config.data.dir = str(tmp_path / "data")
+    config.cvae.update(latent=0, epochs=1, batch_size=4, checkpoint_every=1, select="+PSNR")
+    cvae_jax.train(config, str(tmp_path / "run"))
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert row["best_PSNR"] == row["valid/PSNR"] > 0
+    request = evaluation.Request(num_samples=(2,), output=str(tmp_path / "tables"))
+    text = evaluation.evaluate([str(tmp_path / "run")], request)
+    rows = json.loads((tmp_path / "tables" / "examples.json").read_text())["task_measures"]
+    values = {row["name"]: np.array(row["values"]) for row in rows if row["model"] == "video cvae"}
+    for name in (metrics.SHUFFLED, metrics.ZERO):
+        assert f"{name}, dB" in text
+        assert values[f"{name}, dB"].shape == (1, 3) and (values[f"{name}, dB"] > 0).all()
+    assert values["mean PSNR of 3 samples, dB"].shape == (1, 3, 4)
+    by_video = values["mean PSNR of 3 samples, dB"].mean(2)
+    assert (values[f"{metrics.SHUFFLED}, dB"] != by_video).all()
