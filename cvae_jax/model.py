@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     x: PyTree  # all that is known when predicting
     y: PyTree  # one leaf per head of the likelihood; None when predicting
     weight: PyTree  # like y: multiplies the element-wise log p(y|x,z), so that 0 masks an output; None: all count
-    ids: Array  # int32 [batch], position in the split; evaluation's random keys are folded from it
+    ids: Array  # int32 [batch], position in the split; the random keys of each example are folded from it
     num_targets: Array  # float32 [batch], how many y of this x the row holds: 1, more, or 0 for a padding row
 
 
@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     """One z for every example. Densities are in nats, [batch, *factors]."""
 
     z: PyTree  # leaves [batch, ...]; () for a model without latent variables
-    log_p_y: Any  # Array, log p(y|x,z); None without y
+    log_p_y: Any  # Array, log p(y|x,z), less `Model.log_units`; None without y
     log_p_z: Array  # log p(z|x)
     log_q_z: Array  # log q(z|x,y), whatever z was drawn from; NaN without y, 0 without latent variables
     kl: PyTree  # KL(q || p), one entry per latent dimension, [batch, *factors, ...]; () without latent variables
@@ -91,6 +91,9 @@ class Model(NamedTuple):
     autoregressive: bool = False
     # (variables, encoding, y) -> the encoding with the posterior of that y: all else of it is kept. None: not to be had
     recognise: Callable[[Variables, PyTree, PyTree], PyTree] | None = None
+    # (batch) -> [batch, *factors], nats: what log p(y|x,z) of a draw lacks, because y is in other units there than in
+    # the data. Objectives and estimators add it; kept apart, it changes the rounding of nothing. None: it lacks nothing
+    log_units: Callable[[Batch], Array] | None = None
 
 
 @partial(

@@ -25,7 +25,7 @@ stop = jax.lax.stop_gradient
 
 
 class Draws(Protocol):
-    """Many draws for every example: the fields of `Draw` with a leading axis of samples.
+    """A function that draws many z for every example, and returns a `Draw` whose leaves begin with the samples.
 
     `z` is handed in, leaves [samples, batch, ...], when the proposal is "given" or "given_by_prior". With `frozen`
     the model's variables and encoding are constants, so that gradients flow through z alone.
@@ -284,7 +284,21 @@ def stage(name: str, model: Model, settings: ConfigDict) -> Stage:
       UserError: for an objective that cannot be.
     """
     objective = from_config(settings.objective, f"{name}.objective")
+    if model.log_units is not None:
+        objective = _in_units_of_data(objective, model.log_units)
     return Stage(name, model, objective, settings, units={"beta": "weight of the KL"})
+
+
+def _in_units_of_data(objective: Objective, log_units: Callable[[Batch], Array]) -> Objective:
+    """Returns the objective with `Model.log_units` added, to log p(y|x,z) among its terms too: a constant."""
+
+    def shifted(draw: Draws, batch: Batch, step: Array | None) -> tuple[Array, Terms]:
+        value, terms = objective(draw, batch, step)
+        shift = sum_per_example(log_units(batch))
+        logged = {name: term + shift if name.startswith("log_p_y") else term for name, term in terms.items()}
+        return value + shift, logged
+
+    return shifted
 
 
 def trains_recognition(settings: ConfigDict) -> bool:

@@ -52,7 +52,9 @@ class Spec(NamedTuple):
 
     raw: dict[str, jax.ShapeDtypeStruct]  # name -> shape and dtype of one example
     num_classes: dict[str, int]  # of arrays of integers that are not negative: one more than the largest
-    mean: dict[str, np.ndarray]  # of arrays of float32 or int32: float64, of each element over the examples
+    mean: dict[
+        str, np.ndarray
+    ]  # of floats, and of vectors of whole numbers: float64, of each element over the examples
     scale: dict[str, np.ndarray]  # likewise standard deviations; 1 where an element is constant
 
     def size(self, name: str) -> int:
@@ -122,7 +124,8 @@ class Task:
       measured: the same of arrays that only measuring reads, such as a baseline's; not in training, not on its device.
       stages: the training runs, in order.
       buckets: how examples of varying size are grouped; `raw` is then of the largest. None: all are of one size.
-      cluster: name of a raw array (patient, chair): standard errors and gains are over its values, not over examples.
+      cluster: name of an array of every split, [n] whole numbers or strings (patient, chair), that need not be in
+        `raw`. Standard errors, those of metrics and gains too, are over its values. "": they are over examples.
     """
 
     sources: Mapping[str, Source] = MappingProxyType({})
@@ -146,7 +149,7 @@ class Task:
         Args:
           raw: name -> [batch, ...].
           ids: int32 [batch].
-          num_targets: float32 [batch], 0 for padding rows, else 1.
+          num_targets: float32 [batch], 1, or 0 for padding rows; a row that holds several y raises it.
           keys: [batch], of all that is drawn.
           step: how many steps were taken, for what changes while training; None when measuring.
         """
@@ -167,7 +170,11 @@ class Task:
         return batch if y is not None else batch._replace(y=None, weight=None)
 
     def metrics(self, fitted: Fitted, batch: Batch, key: Array) -> dict[str, Metric]:
-        """Returns what the task measures beside log p(y|x); padding rows at the end may be left out."""
+        """Returns what `eval.py` measures beside log p(y|x): row of the table -> Metric.
+
+        It is called batch by batch, outside jit, each time with the same `key`. Draw with `inference.scores`, or under
+        `inference.keys_of(batch, key, n)`, whose keys depend on the example. Padding rows at the end may be left out.
+        """
         return {}
 
     def baselines(self, batch: Batch) -> dict[str, dict[str, Metric]]:

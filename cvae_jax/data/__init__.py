@@ -60,9 +60,15 @@ def spec(splits: Splits) -> Spec:
     raw = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in arrays.items()}
     integers = {name: array for name, array in arrays.items() if array.dtype.kind in "iu"}
     num_classes = {name: int(array.max()) + 1 for name, array in integers.items() if array.size and array.min() >= 0}
-    moments = {name: _moments(array) for name, array in arrays.items() if array.dtype in (np.float32, np.int32)}
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind == "f" or _is_vector(array)}
+    moments = {name: _moments(array) for name, array in numbers.items()}
     mean = {name: moment[0] for name, moment in moments.items()}
     return Spec(raw, num_classes, mean, {name: moment[1] for name, moment in moments.items()})
+
+
+def _is_vector(array: np.ndarray) -> bool:
+    """Returns whether examples are whole numbers, or vectors of them: images and the like are no statistic's matter."""
+    return array.dtype.kind in "iu" and array.ndim <= 2
 
 
 def _moments(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,16 +108,22 @@ def check(splits: Splits, task: Task, source: str) -> Splits:
                 raise UserError(f"{where}: no array {name!r} among {', '.join(arrays)}")
             _check(where, name, arrays[name], expected)
             fitting[name] = arrays[name].astype(expected.dtype, copy=False)
-        if task.cluster and task.cluster not in arrays:
-            raise UserError(
-                f"{where}: no array {task.cluster!r}, over which errors are taken, among {', '.join(arrays)}"
-            )
+        if task.cluster:
+            _check_cluster(where, task.cluster, arrays)
         try:
             task.check(fitting)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         checked[split] = fitting
     return checked
+
+
+def _check_cluster(where: str, name: str, arrays: Arrays) -> None:
+    """Raises where the array over whose values errors are taken is missing, or has no value for every example."""
+    if name not in arrays:
+        raise UserError(f"{where}: no array {name!r}, over which errors are taken, among {', '.join(arrays)}")
+    if arrays[name].ndim != 1 or arrays[name].dtype.kind not in "iuSU":
+        raise UserError(f"{where}: {name}, over which errors are taken, must be whole numbers or strings [n]")
 
 
 def _check(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> None:

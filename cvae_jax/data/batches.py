@@ -22,7 +22,7 @@ def make(task: Task, raw: dict[str, Array], ids: Array, num_targets: Array, key:
       task: whose batch.
       raw: name -> [batch, ...].
       ids: int32 [batch], positions in the split.
-      num_targets: float32 [batch], 1, or 0 for padding rows.
+      num_targets: float32 [batch], 1, or 0 for padding rows; a row that holds several y raises it.
       key: of all that is drawn.
       step: how many steps were taken; None when measuring.
     """

@@ -110,7 +110,9 @@ def _measure_batch(task: Task, fitted: Fitted, batch: Batch, plan: Plan) -> Meas
     simulated: Cells = {}
     if plan.simulates(fitted):
         bidirectional = annealing.bdmc(fitted, batch, plan.simulate, key, plan.ais)
-        lower, upper = annealing.bounds(bidirectional)
+        lower, upper = (
+            inference.in_units_of_data(bound, fitted, bidirectional.batch) for bound in annealing.bounds(bidirectional)
+        )
         simulated = {("bdmc, lower bound", plan.simulate): lower, ("bdmc, upper bound", plan.simulate): upper}
         # Not "ais", whose chains are those of the lower bound.
         beside = [(name, count) for name, count in estimators if name != "ais"]

@@ -195,7 +195,11 @@ def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[st
     protocols = "; ".join(sorted({result.protocol for result in results or everything}))
     counts = sorted({len(result.estimates[0].value) for result in everything})
     clusters = {len(np.unique(result.clusters)) for result in everything if result.clusters is not None}
-    over = "examples" if not clusters else f"{' or '.join(f'{count:,}' for count in sorted(clusters))} clusters of them"
+    over = (
+        "examples"
+        if not clusters
+        else f"{' or '.join(f'{count:,}' for count in sorted(clusters))} clusters of examples"
+    )
     seeds = max(len(result.seeds) for result in everything)
     return [
         f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "

@@ -8,6 +8,7 @@ from cvae_jax.inference.likelihoods import (
     check,
     draws_from_recognition,
     exact,
+    in_units_of_data,
     log_prob,
     log_probs,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "draw_samples",
     "draws_from_recognition",
     "exact",
+    "in_units_of_data",
     "keys_of",
     "log_prob",
     "log_probs",

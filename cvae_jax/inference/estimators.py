@@ -299,6 +299,14 @@ def paired_difference(a: Estimate, b: Estimate, clusters: np.ndarray | None = No
     return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat), clusters)
 
 
+def shifted(estimate: Estimate, shift: np.ndarray) -> Estimate:
+    """Returns an estimate to which known numbers are added, [batch, *factors], such as the log of a change of units."""
+    factors, num_targets = _by_factor(np.asarray(shift)[None])
+    by_target = factors[0].reshape(len(estimate.value), num_targets, -1).sum(2)
+    per_factor = None if estimate.per_factor is None else estimate.per_factor + by_target
+    return estimate._replace(value=estimate.value + by_target.sum(1), per_factor=per_factor)
+
+
 def per_target(estimate: Estimate, num_targets: np.ndarray) -> Estimate:
     """Returns an estimate of log p of several y of one x as that of one of them: divided by their number [batch]."""
     number = np.maximum(np.asarray(num_targets, np.float64), 1)

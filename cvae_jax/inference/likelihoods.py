@@ -10,7 +10,7 @@ from jax import Array
 from cvae_jax.errors import UserError
 from cvae_jax.inference.ais import Ais, ais
 from cvae_jax.inference.draws import scores
-from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, plain_mean
+from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, plain_mean, shifted
 from cvae_jax.model import Batch, Draw, Fitted
 
 # Estimators of log p(y|x): those that are made of draws, and annealed importance sampling.
@@ -88,10 +88,17 @@ def log_probs(
     estimates: dict[tuple[str, int], Estimate] = {}
     for name, count in requests:
         if name == "ais":
-            estimates[name, count] = log_mean_exp(ais(fitted, batch, count, key, settings).log_weights)
+            estimate = log_mean_exp(ais(fitted, batch, count, key, settings).log_weights)
         else:
-            estimates[name, count] = ESTIMATORS[name].summarise(numbers[name][:count])
+            estimate = ESTIMATORS[name].summarise(numbers[name][:count])
+        estimates[name, count] = in_units_of_data(estimate, fitted, batch)
     return estimates
+
+
+def in_units_of_data(estimate: Estimate, fitted: Fitted, batch: Batch) -> Estimate:
+    """Returns an estimate of a model's log p(y|x) with `Model.log_units` added."""
+    log_units = fitted.model.log_units
+    return estimate if log_units is None else shifted(estimate, np.asarray(log_units(batch), np.float64))
 
 
 @cache  # one function for the same names, so that it is compiled once
@@ -104,8 +111,9 @@ def exact(fitted: Fitted, batch: Batch) -> Estimate:
     """Returns log p(y|x, z = E[z|x]): log p(y|x) of a model without latent variables, or with no spread."""
     unused = jax.random.key(0)
     estimate = plain_mean(scores(fitted, batch, "prior_mean", _log_p_y, 1, unused))
-    value = estimate.value
-    return Estimate(value, np.zeros_like(value), np.ones_like(value), np.full_like(value, np.nan), estimate.per_factor)
+    zero = np.zeros_like(estimate.value)
+    known = Estimate(estimate.value, zero, zero + 1, zero + np.nan, estimate.per_factor)
+    return in_units_of_data(known, fitted, batch)
 
 
 def _log_p_y(draw: Draw) -> Array:

@@ -64,6 +64,7 @@ def flax_model(
     inputs: Inputs = x_and_y,
     num_factors: int = 0,
     autoregressive: bool = False,
+    log_units: Callable[[Batch], Array] | None = None,
 ) -> Model:
     """Makes a conditional VAE of networks; one without latent layers is a deterministic network::
 
@@ -76,6 +77,7 @@ def flax_model(
       inputs: what the networks see of a batch.
       num_factors: axes of parts of y and z that are independent given x, behind the batch axis.
       autoregressive: see Model.
+      log_units: see Model.
     """
 
     def init(key: Array, batch: Batch, earlier: Variables) -> Variables:
@@ -101,10 +103,8 @@ def flax_model(
     ) -> Draw:
         # Statistics are those that `encode` has updated, so that what `decode` returns of them is all that is new.
         held, mutable = {**own(variables), **encoding["updates"]}, list(encoding["updates"])
-        decoded: PyTree = networks.apply(
-            held, encoding["networks"], keys, proposal, z, train, method="decode", mutable=mutable
-        )
-        (layers, outputs), updates = decoded
+        arguments = encoding["networks"], keys, proposal, z, train
+        (layers, outputs), updates = networks.apply(held, *arguments, method="decode", mutable=mutable)
         p_y, batch = likelihood(outputs), encoding["batch"]
         log_p_y = log_likelihood(p_y, batch.y, batch.weight, num_factors)
         return _joined(layers, log_p_y, p_y, keys)._replace(updates=updates)
@@ -116,7 +116,8 @@ def flax_model(
         changed = networks.apply(held, encoding["networks"], features, method="recognise")
         return {**encoding, "networks": changed, "batch": batch}
 
-    return Model(init, encode, draw, num_factors, autoregressive, recognise if hasattr(networks, "recognise") else None)
+    own_recognise = recognise if hasattr(networks, "recognise") else None
+    return Model(init, encode, draw, num_factors, autoregressive, own_recognise, log_units)
 
 
 def _joined(layers: Sequence[Latent], log_p_y: Array | None, p_y: Any, keys: Array) -> Draw:

@@ -1,7 +1,8 @@
 """Any x and y: vectors or classes, with fully connected networks (configs/arrays.py).
 
 x and y are standardised inside the model by the training split. With y = mean + scale * u, log p(y|x) is log p(u|x)
-less the log of the scales, so that it is a density in the data's own units.
+less the log of the scales, so that it is a density in the data's own units. That constant is kept out of the draws
+(`Model.log_units`): in what units y comes changes the rounding of nothing.
 """
 
 from typing import Any, NamedTuple
@@ -66,8 +67,8 @@ def features_of(spec: Spec, name: str, classes: bool) -> Features:
     return Features(size, 0, mean, scale)
 
 
-class Scaled(NamedTuple):
-    """A distribution of u where y = mean + scale * u: its density is that of y, in the units of y."""
+class Standardised(NamedTuple):
+    """A distribution of y = shift + stretch * u. Its `log_prob` is that of u: `Model.log_units` has what is lacking."""
 
     standard: Normal  # of u, [batch, size]
     shift: Array  # [1, size]
@@ -83,8 +84,8 @@ class Scaled(NamedTuple):
         return self.shift + self.stretch * self.standard.sample(keys)
 
     def log_prob(self, value: Array) -> Array:
-        """Returns the log density of every element of y, nats."""
-        return self.standard.log_prob((value - self.shift) / self.stretch) - jnp.log(self.stretch)
+        """Returns the log density of every element of u = (y - shift) / stretch, nats."""
+        return self.standard.log_prob((value - self.shift) / self.stretch)
 
 
 def _kind(config: ConfigDict, spec: Spec) -> str:
@@ -108,18 +109,24 @@ class ArraysTask(Task):
         self.title, self.protocol = f"{config.y} given {config.x}", f"{self.kind} {config.y}"
         outputs = self.y.size * (2 if self.kind == "gaussian" else 1)
         networks = one_layer(config.cvae, outputs, config.cvae.prior)
-        self.stages = (objectives.stage("cvae", flax_model(networks, self._likelihood, self._inputs), config.cvae),)
+        log_units = self._log_units if self.kind == "gaussian" else None
+        model = flax_model(networks, self._likelihood, self._inputs, log_units=log_units)
+        self.stages = (objectives.stage("cvae", model, config.cvae),)
 
     def _inputs(self, batch: Batch, earlier: Variables) -> tuple[Array, Array | None]:
         return self.x(batch.x), None if batch.y is None else self.y(batch.y)
 
-    def _likelihood(self, outputs: Array) -> Scaled | Bernoulli | Categorical:
+    def _log_units(self, batch: Batch) -> Array:
+        """Returns the log of du/dy, [batch]."""
+        return jnp.full(len(batch.ids), -np.log(np.float64(self.y.scale)).sum(), jnp.float32)
+
+    def _likelihood(self, outputs: Array) -> Standardised | Bernoulli | Categorical:
         if self.kind == "categorical":
             return Categorical(outputs)
         if self.kind == "bernoulli":
             return Bernoulli(outputs)
         standard = bounded_normal(*jnp.split(outputs, 2, -1))
-        return Scaled(standard, jnp.asarray(self.y.mean)[None], jnp.asarray(self.y.scale)[None])
+        return Standardised(standard, jnp.asarray(self.y.mean)[None], jnp.asarray(self.y.scale)[None])
 
     def check(self, arrays: Arrays) -> None:
         """Raises a UserError for values that the likelihood or the features rule out."""

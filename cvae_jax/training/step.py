@@ -94,7 +94,8 @@ def abstract_state(stage: Stage, task: Task, num_seeds: int, earlier: Variables)
       num_seeds: how many independent models there are.
       earlier: `best` of earlier stages' abstract states by name.
     """
-    optimizer = schedules.optimizer(stage.settings.optimizer, stage.settings.optimizer.warmup_steps + 1)
+    any_number = stage.settings.optimizer.warmup_steps + 1  # of steps: the shapes are the same
+    optimizer = schedules.optimizer(stage.settings.optimizer, any_number)
     seeds = jax.ShapeDtypeStruct((num_seeds,), jnp.int32)
     init = jax.vmap(lambda seed, earlier: init_state(stage, task, optimizer, seed, earlier))
     shapes = jax.eval_shape(init, seeds, earlier)
@@ -109,7 +110,7 @@ def make_batch(run: Run, bucket: Bucket, rows: Array, num_targets: Array, key: A
       run: whose task and mesh.
       bucket: of examples, on the device.
       rows: int32 [batch], of the bucket.
-      num_targets: float32 [batch], 1, or 0 for padding rows.
+      num_targets: float32 [batch], 1, or 0 for padding rows; a row that holds several y raises it.
       key: of all that is drawn.
       step: how many steps were taken; None when validating.
     """
@@ -121,7 +122,7 @@ def make_batch(run: Run, bucket: Bucket, rows: Array, num_targets: Array, key: A
 def loss_fn(
     stage: Stage, variables: Variables, batch: Batch, draw_keys: Array, train: Train | None
 ) -> tuple[Array, tuple[dict[str, Array], Variables]]:
-    """Returns what is minimised, nats, then the loss with the objective's terms, and the updates of variables.
+    """Returns what is minimised (loss and auxiliary losses, nats), the logged means, and new batch statistics.
 
     Loss and terms are sums over the examples of the batch that are no padding, divided by the number of y that these
     hold; a term that is one number for all, such as the KL's weight, stays as it is. Auxiliary losses stand among the
@@ -137,11 +138,11 @@ def loss_fn(
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
     draws = objectives.draws_of(stage.model, variables, encoding, samples, train)
-    updates: list[PyTree] = []
+    statistics: list[PyTree] = []
 
     def draw(*args: Any, **options: Any) -> Draw:
         drawn = draws(*args, **options)
-        updates.append(jax.tree.map(lambda leaf: leaf.mean(0), drawn.updates))
+        statistics.append(jax.tree.map(lambda leaf: leaf.mean(0), drawn.updates))
         return drawn
 
     objective, terms = stage.objective(draw, batch, None if train is None else train.step)
@@ -151,7 +152,8 @@ def loss_fn(
     holds, total = jnp.sign(batch.num_targets), jnp.maximum(batch.num_targets.sum(), 1)
     terms = {"loss": -objective, **terms, **added}
     means = {name: (holds * term).sum() / total if term.ndim else term for name, term in terms.items()}
-    return sum((means[name] for name in added), means["loss"]), (means, dict(updates[0]))
+    minimised = sum((means[name] for name in added), means["loss"])
+    return minimised, (means, dict(statistics[0]))  # of the first draws: later ones see the same batch
 
 
 def train_step(
@@ -176,10 +178,10 @@ def train_step(
     draw_keys = keys.per_example(draw_key, batch.ids)
     train = Train(keys.per_example(train_key, batch.ids), state.step)
 
-    def loss(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Variables]]:
+    def minimised(params: PyTree) -> tuple[Array, tuple[dict[str, Array], Variables]]:
         return loss_fn(stage, {**state.variables, "params": params, "frozen": earlier}, batch, draw_keys, train)
 
-    grads, (terms, updated) = jax.grad(loss, has_aux=True)(state.variables["params"])
+    grads, (terms, updated) = jax.grad(minimised, has_aux=True)(state.variables["params"])
     updates, opt_state = run.optimizer.update(grads, state.opt_state, state.variables["params"])
     params = optax.apply_updates(state.variables["params"], updates)
     variables = {**state.variables, **updated, "params": params}

@@ -1,8 +1,8 @@
 """RNA secondary structures as bounding boxes in the matrix of base pairs, and boxes as targets at every pixel.
 
 A box is a row (type, x0, y0, wx, wy): rows x0 to x0 + wx - 1 and columns y0 to y0 + wy - 1 of the L x L matrix whose
-pixel (i, j), i < j, stands for the pair of the bases i and j, counted from 0. Its top-right corner is the pair that
-closes it from outside. Multiloops and pseudoknots have no box.
+pixel (i, j), i < j, stands for the pair of the bases i and j, counted from 0. So x counts rows, and y columns. A box's
+top-right corner is the pair that closes it from outside. Multiloops and pseudoknots have no box.
 """
 
 import functools
@@ -75,7 +75,7 @@ def dot_bracket(pairs: np.ndarray, length: int) -> str:
 
 
 def boxes_of(pairs: np.ndarray) -> np.ndarray:
-    """Returns the boxes of a structure.
+    """Returns the boxes of the structure with these base pairs; `parse` makes them of dot-bracket notation.
 
     A stem is a maximal run of stacked pairs (i, j), (i + 1, j - 1), ...: a square with the pairs on its anti-diagonal.
     An internal loop or bulge between an outer pair (p, q) and an inner one (r, s) has the rows p to r and the columns
@@ -160,9 +160,9 @@ def max_boxes(length: int) -> int:
 
 
 def targets(boxes: Array, side: int) -> dict[str, Array]:
-    """Returns what a network is to say at every pixel about the boxes it lies in.
+    """Returns the training targets of every pixel: which boxes cover it, where it lies in them, how large they are.
 
-    Only pixels i < j count; all is 0 elsewhere and outside boxes. A pixel that two boxes of a type share tells of the
+    Only pixels i < j count; all is 0 elsewhere and outside boxes. A pixel that two boxes of a type cover describes the
     first.
 
     Args:
