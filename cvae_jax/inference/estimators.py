@@ -44,8 +44,9 @@ class Estimate(NamedTuple):
     error: np.ndarray  # its Monte Carlo standard error, nats; 0 where the value is exact
     ess: np.ndarray  # effective sample size; a few only: neither value nor error can be believed
     k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without weights, or with equal ones
-    # float64 [batch, targets], whose sum is the value: a number for each index of the first axis of factors, such as
-    # several y of one x, the other axes added up. None where estimates of several models were put together.
+    # float64 [batch, targets]: a number for each index of the first axis of factors, such as several y of one x, the
+    # other axes added up; their sum is the value, before `per_target`. [batch, 1] of the ELBO, whose score adds factors
+    # up. None where estimates of several models were put together.
     per_factor: np.ndarray | None = None
 
 
@@ -303,11 +304,16 @@ def shifted(estimate: Estimate, shift: np.ndarray) -> Estimate:
     """Returns an estimate to which known numbers are added, [batch, *factors], such as the log of a change of units."""
     factors, num_targets = _by_factor(np.asarray(shift)[None])
     by_target = factors[0].reshape(len(estimate.value), num_targets, -1).sum(2)
-    per_factor = None if estimate.per_factor is None else estimate.per_factor + by_target
+    per_factor = estimate.per_factor
+    if per_factor is not None:
+        per_factor = per_factor + (by_target if per_factor.shape[1] == num_targets else by_target.sum(1, keepdims=True))
     return estimate._replace(value=estimate.value + by_target.sum(1), per_factor=per_factor)
 
 
 def per_target(estimate: Estimate, num_targets: np.ndarray) -> Estimate:
-    """Returns an estimate of log p of several y of one x as that of one of them: divided by their number [batch]."""
+    """Returns an estimate of log p of several y of one x as that of one of them: divided by their number [batch].
+
+    `per_factor` stays as it is: each of its numbers is of one y already.
+    """
     number = np.maximum(np.asarray(num_targets, np.float64), 1)
     return estimate._replace(value=estimate.value / number, error=estimate.error / number)

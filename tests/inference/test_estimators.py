@@ -9,6 +9,7 @@ from scipy import stats
 
 from cvae_jax import inference
 from cvae_jax.errors import UserError
+from cvae_jax.inference import estimators
 from cvae_jax.inference.estimators import (
     ESTIMATORS,
     Estimate,
@@ -502,3 +503,14 @@ def test_which_estimators_draw_from_the_recognition_network():
     drawing = {name for name in inference.ESTIMATOR_NAMES if inference.draws_from_recognition(name)}
     assert drawing == set(inference.ESTIMATOR_NAMES) - {"mc"}
     assert not inference.draws_from_recognition("ais", inference.Ais("prior"))
+
+
+def test_known_numbers_are_added_to_an_estimate_and_to_each_of_its_factors():
+    numbers = np.random.default_rng(0).normal(size=(20, 3, 4, 2))  # [samples, batch, targets, pixels]
+    shift = np.random.default_rng(1).normal(size=(3, 4, 2))
+    plain = estimators.log_mean_exp(numbers)
+    moved = estimators.shifted(plain, shift)
+    np.testing.assert_allclose(moved.value, plain.value + shift.sum((1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(moved.per_factor, plain.per_factor + shift.sum(2), rtol=1e-12)
+    elbo = estimators.shifted(estimators.plain_mean(numbers.sum((2, 3))), shift)  # a score that adds factors up
+    np.testing.assert_allclose(elbo.per_factor[:, 0], elbo.value, rtol=1e-12)

@@ -66,13 +66,13 @@ def folded(number, shortest=10, longest=60):
     settings.uniq_ML = 1
     settings.compute_bpp = 0
     RNA.init_rand(1)
-    found = []
+    structures = []
     for _ in range(number):
         sequence = "".join(letters.choices("ACGU", k=letters.randint(shortest, longest)))
         compound = RNA.fold_compound(sequence, settings)
         compound.pf()
-        found += compound.pbacktrack(1)
-    return found
+        structures += compound.pbacktrack(1)
+    return structures
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def padded(structures, room):
     """Their boxes, int16 [n, room, 5]."""
     packed = np.zeros((len(structures), room, 5), np.int16)
     for row, structure in zip(packed, structures, strict=True):
-        found = boxes.boxes_of(boxes.parse(structure)[0])
-        row[: len(found)] = found
+        rows = boxes.boxes_of(boxes.parse(structure)[0])
+        row[: len(rows)] = rows
     return packed
 
 
@@ -107,33 +107,33 @@ def loops(structure):
 
 def boxes_by_definition(structure):
     inside = loops(structure)
-    found = []
+    rows = []
     for i, j in inside:
         if (i - 1, j + 1) not in inside:
             size = 1
             while (i + size, j - size) in inside:
                 size += 1
-            found.append((STEM, i, j - size + 1, size, size))
+            rows.append((STEM, i, j - size + 1, size, size))
         match inside[i, j]:
             case []:
-                found.append((HAIRPIN, i, i, j - i + 1, j - i + 1))
+                rows.append((HAIRPIN, i, i, j - i + 1, j - i + 1))
             case [(r, s)] if (r, s) != (i + 1, j - 1):
-                found.append((INTERNAL, i, s, r - i + 1, j - s + 1))
-    return sorted(found, key=lambda box: (box[1], -(box[2] + box[4]), box[0]))
+                rows.append((INTERNAL, i, s, r - i + 1, j - s + 1))
+    return sorted(rows, key=lambda box: (box[1], -(box[2] + box[4]), box[0]))
 
 
-def rasterised(found, side):
+def rasterised(rows, side):
     """Targets pixel by pixel."""
     on, location = np.zeros((side, side, 3)), np.zeros((side, side, 6))
     size, scalar = np.zeros((side, side, 4)), np.zeros((side, side, 4))
     for i, j in itertools.combinations(range(side), 2):
-        for kind, x0, y0, wx, wy in found:
+        for kind, x0, y0, wx, wy in rows:
             if kind and x0 <= i < x0 + wx and y0 <= j < y0 + wy and not on[i, j, kind - 1]:
                 on[i, j, kind - 1] = 1
                 location[i, j, 2 * kind - 2 : 2 * kind] = min(i - x0, 11), min(y0 + wy - 1 - j, 11)
                 place, sizes = {STEM: (0, [wx]), INTERNAL: (1, [wx, wy]), HAIRPIN: (3, [wx])}[kind]
                 scalar[i, j, place : place + len(sizes)] = sizes
-                size[i, j, place : place + len(sizes)] = [min(one, 11) - 1 for one in sizes]
+                size[i, j, place : place + len(sizes)] = [min(bases, 11) - 1 for bases in sizes]
     return {"on": on, "location": location, "size": size, "scalar": scalar}
 
 
@@ -163,23 +163,23 @@ def test_structures_that_are_none(structure, message):
 @pytest.mark.parametrize(("structure", "wanted", "num_multiloops"), BY_HAND)
 def test_boxes_by_hand(structure, wanted, num_multiloops):
     pairs, _ = boxes.parse(structure)
-    found = boxes.boxes_of(pairs)
-    assert found.dtype == np.int16 and found.shape == (len(wanted), 5)
-    assert list(map(tuple, found.tolist())) == wanted
+    rows = boxes.boxes_of(pairs)
+    assert rows.dtype == np.int16 and rows.shape == (len(wanted), 5)
+    assert list(map(tuple, rows.tolist())) == wanted
     assert boxes.num_multiloops(pairs) == num_multiloops
-    np.testing.assert_array_equal(boxes.pairs_of(found), pairs)
+    np.testing.assert_array_equal(boxes.pairs_of(rows), pairs)
 
 
 def test_boxes_by_definition(structures):
     number = np.zeros(4, int)
     for structure in structures + folded(5, 200, 300):
         pairs, _ = boxes.parse(structure)
-        found = boxes.boxes_of(pairs[::-1])  # in any order
-        assert list(map(tuple, found.tolist())) == boxes_by_definition(structure)
+        rows = boxes.boxes_of(pairs[::-1])  # in any order
+        assert list(map(tuple, rows.tolist())) == boxes_by_definition(structure)
         multiloops = sum(len(inside) > 1 for inside in loops(structure).values())
         assert boxes.num_multiloops(pairs) == multiloops
         # Every stem closes one loop.
-        stems, internals, hairpins = np.bincount(found[:, 0], minlength=4)[1:]
+        stems, internals, hairpins = np.bincount(rows[:, 0], minlength=4)[1:]
         assert stems == internals + hairpins + multiloops
         number += [stems, internals, hairpins, multiloops]
     assert number.min() > 5  # all of them were seen
@@ -200,14 +200,14 @@ def all_structures(length, least=2):
     """Every structure whose hairpins leave at least so many bases unpaired."""
     if length <= 0:
         return [""]
-    found = ["." + rest for rest in all_structures(length - 1, least)]
+    structures = ["." + rest for rest in all_structures(length - 1, least)]
     for inside in range(least, length - 1):
-        found += [
+        structures += [
             f"({middle}){rest}"
             for middle in all_structures(inside, least)
             for rest in all_structures(length - inside - 2, least)
         ]
-    return found
+    return structures
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 8, 11, 12, 14])
@@ -225,12 +225,12 @@ def test_max_boxes():
 def test_targets_of_structures(structures):
     structures = sorted(structures, key=len)[:: len(structures) // 12]
     packed = padded(structures, 40)
-    found = TARGETS(jnp.asarray(packed), 60)
+    dense = TARGETS(jnp.asarray(packed), 60)
     dtypes = {"on": np.int8, "location": np.int8, "size": np.int8, "scalar": np.float32}
-    assert {name: array.dtype for name, array in found.items()} == dtypes
+    assert {name: array.dtype for name, array in dense.items()} == dtypes
     for n in range(len(structures)):
         for name, wanted in rasterised(packed[n].tolist(), 60).items():
-            np.testing.assert_array_equal(found[name][n], wanted)
+            np.testing.assert_array_equal(dense[name][n], wanted)
 
 
 def test_targets_of_any_boxes():
@@ -240,17 +240,17 @@ def test_targets_of_any_boxes():
     packed[..., 0] = rng.integers(0, 4, packed.shape[:-1])
     packed[..., 1:3] = rng.integers(0, 20, (*packed.shape[:-1], 2))
     packed[..., 3:] = rng.integers(1, 16, (*packed.shape[:-1], 2))
-    found = TARGETS(jnp.asarray(packed), 25)
-    assert found["on"].shape == (2, 1, 25, 25, 3)
+    dense = TARGETS(jnp.asarray(packed), 25)
+    assert dense["on"].shape == (2, 1, 25, 25, 3)
     for n in range(2):
         for name, wanted in rasterised(packed[n, 0].tolist(), 25).items():
-            np.testing.assert_array_equal(found[name][n, 0], wanted)
+            np.testing.assert_array_equal(dense[name][n, 0], wanted)
 
 
 def test_targets_of_one_structure_without_boxes():
-    found = TARGETS(jnp.zeros((1, 5), jnp.int16), 4)
-    assert found["scalar"].shape == (4, 4, 4)
-    assert not any(array.any() for array in found.values())
+    dense = TARGETS(jnp.zeros((1, 5), jnp.int16), 4)
+    assert dense["scalar"].shape == (4, 4, 4)
+    assert not any(array.any() for array in dense.values())
 
 
 def test_there_and_back(structures):

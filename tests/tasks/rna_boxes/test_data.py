@@ -13,8 +13,9 @@ from cvae_jax.tasks.rna_boxes import boxes, ensemble
 from cvae_jax.tasks.rna_boxes import data as rna
 from cvae_jax.tasks.rna_boxes import files as rna_files
 from cvae_jax.tasks.rna_boxes import tables as rna_tables
+from cvae_jax.tasks.rna_boxes.data import Shares
 
-PROGRAM = r"python -m cvae_jax\.tasks\.rna_boxes\.data"
+PROGRAM = r"python -m cvae_jax rna_boxes"
 CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
 
 
@@ -23,11 +24,11 @@ def splits():
     return rna.make(40, 10, 30, 4, seed=1)
 
 
-def equal(one, other):
-    return list(one) == list(other) and all(
-        list(one[split]) == list(other[split])
-        and all(np.array_equal(one[split][name], other[split][name]) for name in one[split])
-        for split in one
+def equal(splits, others):
+    return list(splits) == list(others) and all(
+        list(arrays) == list(others[split])
+        and all(np.array_equal(array, others[split][name]) for name, array in arrays.items())
+        for split, arrays in splits.items()
     )
 
 
@@ -71,7 +72,7 @@ def test_make_follows_its_seed(splits):
 
 
 def test_make_within_a_gap():
-    arrays = rna.make(6, 18, 18, 5, seed=0, energy_gap=1.0, valid_share=0, test_share=0)
+    arrays = rna.make(6, 18, 18, 5, seed=0, energy_gap=1.0, shares=Shares(valid=0, test=0))
     assert list(arrays) == ["train"]
     counts = []
     for n in range(6):
@@ -83,9 +84,9 @@ def test_make_within_a_gap():
 
 
 def test_make_all_that_exist():
-    arrays = rna.make(20, 1, 2, 1, seed=0, valid_share=0.2, test_share=0)
-    sequences = {structures_of(one, n)[0] for one in arrays.values() for n in range(len(one["length"]))}
-    assert sequences == {*"ACGU", *("".join(two) for two in itertools.product("ACGU", repeat=2))}
+    splits = rna.make(20, 1, 2, 1, seed=0, shares=Shares(valid=0.2, test=0))
+    sequences = {structures_of(arrays, n)[0] for arrays in splits.values() for n in range(len(arrays["length"]))}
+    assert sequences == {*"ACGU", *("".join(pair) for pair in itertools.product("ACGU", repeat=2))}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,8 @@ def test_make_all_that_exist():
         ({"min_len": 9}, "min_len=9 and max_len=8"),
         ({"max_len": 40_000}, "max_len=40000"),
         ({"energy_gap": -1.0}, "energy_gap=-1.0"),
-        ({"valid_share": -0.1}, "valid_share=-0.1"),
-        ({"valid_share": 0.5, "test_share": 0.6}, "test_share=0.6"),
+        ({"shares": Shares(valid=-0.1)}, "valid_share=-0.1"),
+        ({"shares": Shares(0.5, 0.6)}, "test_share=0.6"),
         ({"num_seq": 2}, "2 sequences leave none for training"),
     ],
 )
@@ -127,10 +128,10 @@ def test_fit(splits):
 
 
 def test_load_made_anew():
-    found = rna.load(settings(max_length=25))
+    loaded = rna.load(settings(max_length=25))
     made = rna.make(12, 8, 20, 3, 0)
-    assert found["train"]["sequence"].shape == (10, 25)
-    assert equal(found, {split: rna_files.fit(arrays, 25, 3) for split, arrays in made.items()})
+    assert loaded["train"]["sequence"].shape == (10, 25)
+    assert equal(loaded, {split: rna_files.fit(arrays, 25, 3) for split, arrays in made.items()})
     with pytest.raises(UserError, match=r"max_length=15 is less than data\.max_len=20"):
         rna.load(settings(max_length=15))
 
@@ -142,8 +143,8 @@ def test_save_and_load(tmp_path, splits):
         "train.npz",
         "valid.npz",
     ]
-    found = rna.load(settings(tmp_path / "new" / "folder", max_length=30, num_sample=4))
-    assert equal(found, splits)
+    loaded = rna.load(settings(tmp_path / "new" / "folder", max_length=30, num_sample=4))
+    assert equal(loaded, splits)
     with pytest.raises(UserError, match=r"train\.npz exists; choose another folder"):
         rna_files.save(splits, tmp_path / "new" / "folder")
     (tmp_path / "new" / "folder" / "train.npz").unlink()
@@ -242,9 +243,9 @@ def test_damaged_arrays(tmp_path, splits, damage, message):
 
 def test_arrays_of_any_width(tmp_path, splits):
     np.savez(tmp_path / "train.npz", **{name: array.astype(np.int64) for name, array in splits["train"].items()})
-    found = rna.load(settings(tmp_path, max_length=30, num_sample=4))
-    assert equal(found, {"train": splits["train"]})
-    assert [array.dtype for array in found["train"].values()] == [np.int8, np.int32, np.int16, np.int32]
+    loaded = rna.load(settings(tmp_path, max_length=30, num_sample=4))
+    assert equal(loaded, {"train": splits["train"]})
+    assert [array.dtype for array in loaded["train"].values()] == [np.int8, np.int32, np.int16, np.int32]
 
 
 @pytest.mark.slow
@@ -252,7 +253,7 @@ def test_command_make(tmp_path):
     """In a process of its own, as users start it."""
     flags = ["--min_len=10", "--max_len", "30", "--num_seq", "40", "--num_sample=4", "--seed=1", "--out", "data"]
     ran = subprocess.run(
-        [sys.executable, "-m", "cvae_jax.tasks.rna_boxes.data", "make", *flags],
+        [sys.executable, "-m", "cvae_jax", "rna_boxes", "make", *flags],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -261,8 +262,8 @@ def test_command_make(tmp_path):
     assert ran.returncode == 0 and ran.stderr == ""
     assert "40 sequences (32 train, 4 valid, 4 test) of 10 to" in ran.stdout
     assert "160 structures" in ran.stdout and "multiloops" in ran.stdout and "sequences per second" in ran.stdout
-    found = rna.load(settings(tmp_path / "data", max_length=30, num_sample=4))
-    assert equal(found, rna.make(40, 10, 30, 4, seed=1))
+    loaded = rna.load(settings(tmp_path / "data", max_length=30, num_sample=4))
+    assert equal(loaded, rna.make(40, 10, 30, 4, seed=1))
 
 
 def test_commands_that_fail(tmp_path, splits):

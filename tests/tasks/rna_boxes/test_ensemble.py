@@ -27,7 +27,11 @@ def test_letters():
     ],
 )
 def test_what_is_no_sequence(vienna, sequence, message):
-    for function in (encode, lambda one: ensemble.sample(one, 1, 0), lambda one: ensemble.within(one, 1, 1)):
+    for function in (
+        encode,
+        lambda letters: ensemble.sample(letters, 1, 0),
+        lambda letters: ensemble.within(letters, 1, 1),
+    ):
         with pytest.raises(UserError, match=message):
             function(sequence)
 
@@ -38,41 +42,41 @@ def test_samples_are_of_the_ensemble(vienna):
     compound.pf()
     truth = np.array(compound.bpp())[1:, 1:]
     number = 4000
-    found = ensemble.sample(sequence, number, 3)
+    structures = ensemble.sample(sequence, number, 3)
     seen = np.zeros_like(truth)
-    for structure in found:
+    for structure in structures:
         seen[tuple(boxes.parse(structure)[0].T)] += 1 / number
     error = np.sqrt(truth * (1 - truth) / number)
     assert (abs(seen - truth) < 5 * error + 1e-3).all()
     assert ((truth > 0.1) & (truth < 0.9)).sum() > 3
-    assert found == ensemble.sample(sequence, number, 3)
-    assert found != ensemble.sample(sequence, number, 4)
+    assert structures == ensemble.sample(sequence, number, 3)
+    assert structures != ensemble.sample(sequence, number, 4)
     assert len(ensemble.sample(sequence, 1, 2**40)) == 1
 
 
 def test_structures_within_a_gap(vienna):
     sequence = "GGGAAACUUCCAAAGGAGUACC"
-    found = ensemble.within(sequence, 3.0, 1000)
+    structures = ensemble.within(sequence, 3.0, 1000)
     compound = vienna.fold_compound(sequence)
     lowest = compound.mfe()[1]
-    energies = [compound.eval_structure(structure) for structure in found]
-    assert len(set(found)) == len(found) > 5
+    energies = [compound.eval_structure(structure) for structure in structures]
+    assert len(set(structures)) == len(structures) > 5
     assert energies == sorted(energies) and energies[0] == pytest.approx(lowest) and energies[-1] <= lowest + 3.001
-    assert ensemble.within(sequence, 3.0, 4) == found[:4]
+    assert ensemble.within(sequence, 3.0, 4) == structures[:4]
     # Every structure of the ensemble with such an energy is among them.
     drawn = set(ensemble.sample(sequence, 2000, 0))
-    assert {one for one in drawn if compound.eval_structure(one) < lowest + 2.99} <= set(found)
+    assert {structure for structure in drawn if compound.eval_structure(structure) < lowest + 2.99} <= set(structures)
 
 
 def test_ensemble_is_that_of_viennarna(vienna):
-    found = ensemble.ensemble(SEQUENCE)
+    exact = ensemble.ensemble(SEQUENCE)
     fold = vienna.fold_compound(SEQUENCE)
     fold.pf()
     wanted = np.array(fold.bpp())[1:, 1:]
-    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-9)
-    assert found.probabilities.dtype == np.float64 and found.probabilities.shape == (45, 45)
-    assert boxes.dot_bracket(found.mfe, 45) == fold.mfe()[0]
-    assert boxes.dot_bracket(found.mea, 45) == fold.MEA()[0]
+    np.testing.assert_allclose(exact.probabilities, wanted, atol=1e-9)
+    assert exact.probabilities.dtype == np.float64 and exact.probabilities.shape == (45, 45)
+    assert boxes.dot_bracket(exact.mfe, 45) == fold.mfe()[0]
+    assert boxes.dot_bracket(exact.mea, 45) == fold.MEA()[0]
     # Pair frequencies of samples approach the probabilities: five standard errors.
     samples = drawn(1000)
     share = np.zeros((45, 45))
@@ -82,10 +86,10 @@ def test_ensemble_is_that_of_viennarna(vienna):
 
 
 def test_ensemble_is_kept_and_read_only(vienna):
-    found = ensemble.ensemble(SEQUENCE)
-    assert ensemble.ensemble(SEQUENCE) is found
+    exact = ensemble.ensemble(SEQUENCE)
+    assert ensemble.ensemble(SEQUENCE) is exact
     with pytest.raises(ValueError, match="read-only"):
-        found.probabilities[0, 1] = 1
+        exact.probabilities[0, 1] = 1
 
 
 def test_ensemble_leaves_random_numbers_alone(vienna):
@@ -110,15 +114,15 @@ def test_ensemble_of_no_sequence(vienna, sequence):
 
 @pytest.mark.parametrize("sequence", ["A", "ACGU", "GGNNNNCC"])
 def test_ensemble_of_short_sequences(vienna, sequence):
-    found = ensemble.ensemble(sequence)
-    assert found.probabilities.shape == (len(sequence),) * 2 and found.mfe.shape[1] == found.mea.shape[1] == 2
+    exact = ensemble.ensemble(sequence)
+    assert exact.probabilities.shape == (len(sequence),) * 2 and exact.mfe.shape[1] == exact.mea.shape[1] == 2
 
 
 def test_ensemble_of_a_long_stable_sequence(vienna):
     """Whose partition function overflows unless it is scaled by the minimum free energy."""
-    found = ensemble.ensemble("G" * 200 + "AAAA" + "C" * 200)
-    assert len(found.mfe) >= 199
-    assert found.probabilities.sum() == pytest.approx(200, abs=2)
+    exact = ensemble.ensemble("G" * 200 + "AAAA" + "C" * 200)
+    assert len(exact.mfe) >= 199
+    assert exact.probabilities.sum() == pytest.approx(200, abs=2)
 
 
 def test_without_viennarna(monkeypatch):

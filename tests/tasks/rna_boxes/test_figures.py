@@ -29,9 +29,11 @@ def colour_of(patch):
 
 
 def test_arcs(tmp_path, figure):
-    one, two = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
+    both, outer = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
     path = tmp_path / "deep" / "arcs.png"
-    rna_figures.arcs(path, "GGAAAAAACCA", {"truth": [one, two, two, two], "none": [NONE], "mfe": [one]}, "a title")
+    rna_figures.arcs(
+        path, "GGAAAAAACCA", {"truth": [both, outer, outer, outer], "none": [NONE], "mfe": [both]}, "a title"
+    )
     with Image.open(path) as image:
         assert min(image.size) > 300
     truth, none, mfe = figure[0].axes[:3]
@@ -47,10 +49,10 @@ def test_arcs(tmp_path, figure):
 @pytest.mark.parametrize("length", [45, 30])
 def test_matrices(vienna, tmp_path, figure, length):
     sequence = SEQUENCE[:length]
-    found = ensemble.ensemble(sequence)
+    truth = ensemble.ensemble(sequence)
     frequencies = scores.box_frequencies(drawn(20, 11, sequence))
     boxes = folding.Boxes(np.array(list(frequencies), np.int16), np.array(list(frequencies.values())))
-    panels = {"exact": found.probabilities, "padded": np.ones((50, 50)), "none": np.zeros((length, length))}
+    panels = {"exact": truth.probabilities, "padded": np.ones((50, 50)), "none": np.zeros((length, length))}
     rows = np.array([[2, 3, 20, 4, 5]])
     rna_figures.matrices(tmp_path / "matrices.png", sequence, panels, {"exact": boxes, "padded": rows}, "a title")
     assert (tmp_path / "matrices.png").stat().st_size > 10_000
@@ -59,7 +61,7 @@ def test_matrices(vienna, tmp_path, figure, length):
     box = padded.patches[0]
     assert (*box.get_xy(), box.get_width(), box.get_height()) == (19.5, 2.5, 5, 4)
     assert exact.images[0].get_array().shape == padded.images[0].get_array().shape == (length, length)
-    np.testing.assert_array_equal(exact.images[0].get_array().filled(0), np.triu(found.probabilities, 1))
+    np.testing.assert_array_equal(exact.images[0].get_array().filled(0), np.triu(truth.probabilities, 1))
     letters_shown = "".join(label.get_text() for label in exact.get_xticklabels(minor=True))
     assert letters_shown == (sequence if length <= 40 else "")
     assert [text.get_text() for text in figure[0].legends[0].get_texts()] == list(layout.TYPES)

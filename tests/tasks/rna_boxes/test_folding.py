@@ -19,12 +19,12 @@ def structures(start, end, pairs):
     """All structures of the bases start to end - 1 made of the given pairs, in which none cross or share a base."""
     if end - start < 5:
         return [()]
-    found = structures(start + 1, end, pairs)
+    together = structures(start + 1, end, pairs)
     for j in range(start + 4, end):
         if (start, j) in pairs:
             inner, outer = structures(start + 1, j, pairs), structures(j + 1, end, pairs)
-            found = found + [((start, j), *one, *two) for one in inner for two in outer]
-    return found
+            together = together + [((start, j), *a, *b) for a in inner for b in outer]
+    return together
 
 
 # Codes of boxes.
@@ -80,30 +80,30 @@ def pixels(box):
 
 def slowly(codes, votes, threshold):
     """Of each sample, code -> mean vote of its box's pixels, by a loop over pixels."""
-    found = []
+    means = []
     for of_sample, their in zip(codes, votes, strict=True):
         total = {}
         for code, vote in zip(of_sample.ravel().tolist(), their.ravel().tolist(), strict=True):
             if code >= 0 and vote >= threshold:
                 total[code] = total.get(code, 0) + vote
-        found.append(
+        means.append(
             {c: min(1, sum_ / max(1, len(pixels(folding.decode_box(np.array(c), 9))))) for c, sum_ in total.items()}
         )
-    return found
+    return means
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_merge_against_a_loop(seed):
     codes, votes = votes_of(seed)
     each = slowly(codes, votes, 0.1)
-    mean = {code: sum(one.get(code, 0) for one in each) / 7 for one in each for code in one}
+    mean = {code: sum(own.get(code, 0) for own in each) / 7 for own in each for code in own}
     mean = {code: value for code, value in mean.items() if value >= 0.05}
-    found = folding.merge(codes, votes, 9, floor=0.05)
+    merged = folding.merge(codes, votes, 9, floor=0.05)
     assert len(mean) > 3
     order = sorted(mean, key=lambda code: (-mean[code], code))
-    np.testing.assert_array_equal(found.boxes, folding.decode_box(np.array(order), 9))
-    np.testing.assert_allclose(found.probability, [mean[code] for code in order], rtol=1e-12)
-    assert found.boxes.dtype == np.int16 and found.probability.dtype == np.float64
+    np.testing.assert_array_equal(merged.boxes, folding.decode_box(np.array(order), 9))
+    np.testing.assert_allclose(merged.probability, [mean[code] for code in order], rtol=1e-12)
+    assert merged.boxes.dtype == np.int16 and merged.probability.dtype == np.float64
 
     for own, mean in zip(folding.of_samples(codes, votes, 9), each, strict=True):
         order = sorted(mean, key=lambda code: (-mean[code], code))
@@ -113,8 +113,8 @@ def test_merge_against_a_loop(seed):
 
 def test_merge_of_nothing():
     codes, votes = np.full((3, 4), -1, np.int32), np.ones((3, 4), np.float32)
-    for found in (folding.merge(codes, votes, 5), *folding.of_samples(codes, votes, 5)):
-        assert found.boxes.shape == (0, 5) and found.probability.shape == (0,)
+    for nothing in (folding.merge(codes, votes, 5), *folding.of_samples(codes, votes, 5)):
+        assert nothing.boxes.shape == (0, 5) and nothing.probability.shape == (0,)
     assert len(folding.of_samples(codes, votes, 5)) == 3
 
 
@@ -123,8 +123,8 @@ def test_true_boxes_give_the_ensemble_back():
     samples = drawn(50)
     codes = np.full((50, 20, 45, 45), -1, np.int32)
     for planes, pairs in zip(codes, samples, strict=True):
-        found = layout.boxes_of(pairs)
-        for plane, box, code in zip(planes, found, folding.encode_box(found, 45), strict=False):
+        rows = layout.boxes_of(pairs)
+        for plane, box, code in zip(planes, rows, folding.encode_box(rows, 45), strict=False):
             plane[tuple(np.transpose(pixels(box)))] = code
     votes = np.ones(codes.shape, np.float32)
     merged = folding.merge(codes, votes, 45, floor=0)
@@ -156,13 +156,16 @@ def test_assembled_structures_are_optimal(kind, gamma):
             probabilities = rng.integers(0, 4, (length, length)) / 4
         if kind != "dense":
             probabilities *= rng.random((length, length)) < 0.3
-        found = folding.assemble_pairs(probabilities, gamma=gamma)
+        assembled = folding.assemble_pairs(probabilities, gamma=gamma)
         possible = {(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(probabilities, 4)), strict=True)}
         every = structures(0, length, possible)
-        assert tuple(sorted(as_set(found))) in {tuple(sorted(one)) for one in every} and found.dtype == np.int64
-        best = max(accuracy(one, probabilities, gamma) for one in every)
-        assert accuracy(list(map(tuple, found)), probabilities, gamma) == pytest.approx(best, abs=1e-12)
-        np.testing.assert_array_equal(found, folding.assemble_pairs(probabilities, gamma=gamma))
+        assert (
+            tuple(sorted(as_set(assembled))) in {tuple(sorted(structure)) for structure in every}
+            and assembled.dtype == np.int64
+        )
+        best = max(accuracy(structure, probabilities, gamma) for structure in every)
+        assert accuracy(list(map(tuple, assembled)), probabilities, gamma) == pytest.approx(best, abs=1e-12)
+        np.testing.assert_array_equal(assembled, folding.assemble_pairs(probabilities, gamma=gamma))
 
 
 def test_assembled_ensembles_are_as_accurate_as_viennarna(vienna):

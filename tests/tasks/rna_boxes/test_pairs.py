@@ -5,6 +5,8 @@ import pytest
 
 from cvae_jax.tasks.rna_boxes import pairs
 
+SHAPES = {"on": (3,), "location": (6, 12), "plain": ()}  # of what heads say of a pixel
+
 
 def test_fold_holds_each_pixel_of_the_upper_triangle_once_and_unfold_brings_it_back():
     square = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
@@ -19,6 +21,18 @@ def test_fold_holds_each_pixel_of_the_upper_triangle_once_and_unfold_brings_it_b
     )
 
 
+def test_the_first_structure_of_every_head_as_a_square():
+    rng = np.random.default_rng(2)
+    heads = {name: rng.normal(size=(2, 3, 4, 8, *rest)).astype(np.float32) for name, rest in SHAPES.items()}
+    squares = pairs.unfold_first(heads)
+    assert list(squares) == sorted(heads)
+    for name, values in heads.items():
+        wanted = np.zeros((2, 8, 8, *SHAPES[name]), np.float32)
+        for i, j in zip(*np.triu_indices(8, 1), strict=True):
+            wanted[:, i, j] = values[:, 0, i, j] if i < 4 else values[:, 0, 7 - i, 7 - j]
+        np.testing.assert_array_equal(squares[name], wanted)
+
+
 def test_run_sums_against_loops():
     rng = np.random.default_rng(1)
     values, bond = (
@@ -26,13 +40,13 @@ def test_run_sums_against_loops():
         (rng.uniform(size=(2, 7, 7)) < 0.7).astype(np.float32),
     )
     for outside, step in ((False, 1), (True, -1)):
-        found = pairs.run_sums(jnp.asarray(values), jnp.asarray(bond), outside)
+        sums = pairs.run_sums(jnp.asarray(values), jnp.asarray(bond), outside)
         for b, i, j in np.ndindex(2, 7, 7):
             total, row, column = np.zeros(3), i, j
             while 0 <= row < 7 and 0 <= column < 7 and bond[b, row, column]:
                 total += values[b, row, column]
                 row, column = row + step, column - step
-            np.testing.assert_allclose(found[b, i, j], total, atol=1e-5)
+            np.testing.assert_allclose(sums[b, i, j], total, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -63,6 +77,6 @@ def test_batch_statistics_are_of_valid_pixels():
     kernel = np.asarray(variables["params"]["Conv_0"]["kernel"])[0, 0]
     x = np.asarray(letters)
     pixels = [np.concatenate([x[b, i], x[b, j]]) @ kernel for b, n in enumerate((6, 4, 2)) for i, j in np.ndindex(n, n)]
-    found = updates["batch_stats"]["BatchNorm_0"]
-    np.testing.assert_allclose(found["mean"], 0.1 * np.mean(pixels, 0), atol=1e-6)
-    np.testing.assert_allclose(found["var"], 0.9 + 0.1 * np.var(pixels, 0), atol=1e-5)
+    statistics = updates["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(statistics["mean"], 0.1 * np.mean(pixels, 0), atol=1e-6)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * np.var(pixels, 0), atol=1e-5)

@@ -22,10 +22,10 @@ def dense(pairs, length):
 def test_f1_and_mcc_against_scikit_learn():
     rng = np.random.default_rng(4)
     for _ in range(30):
-        one, two = (random_pairs(rng, 8, rng.integers(1, 20)) for _ in range(2))
-        first, second = dense(one, 8), dense(two, 8)
-        assert scores.pair_f1(one, two) == pytest.approx(metrics.f1_score(second, first))
-        assert scores.mcc(one, two, 8) == pytest.approx(metrics.matthews_corrcoef(second, first))
+        a, b = (random_pairs(rng, 8, rng.integers(1, 20)) for _ in range(2))
+        first, second = dense(a, 8), dense(b, 8)
+        assert scores.pair_f1(a, b) == pytest.approx(metrics.f1_score(second, first))
+        assert scores.mcc(a, b, 8) == pytest.approx(metrics.matthews_corrcoef(second, first))
 
 
 def test_f1_and_mcc_where_pairs_lack():
@@ -38,13 +38,13 @@ def test_f1_and_mcc_where_pairs_lack():
 
 
 def test_distances_against_sets():
-    one, two = drawn(12, 2), [NONE, *drawn(8, 3), NONE]
-    found = scores.distances(one, two)
-    for i, a in enumerate(map(as_set, one)):
-        for j, b in enumerate(map(as_set, two)):
+    few, others = drawn(12, 2), [NONE, *drawn(8, 3), NONE]
+    matrix = scores.distances(few, others)
+    for i, a in enumerate(map(as_set, few)):
+        for j, b in enumerate(map(as_set, others)):
             wanted = 1 - 2 * len(a & b) / (len(a) + len(b)) if a or b else 0
-            assert found[i, j] == pytest.approx(wanted, abs=1e-12)
-    assert scores.distances(two, two)[0, -1] == 0
+            assert matrix[i, j] == pytest.approx(wanted, abs=1e-12)
+    assert scores.distances(others, others)[0, -1] == 0
 
 
 def test_ged_of_equal_and_of_deterministic_models():
@@ -52,8 +52,8 @@ def test_ged_of_equal_and_of_deterministic_models():
     assert scores.ged_squared(truth, truth) == pytest.approx(0, abs=1e-12)
     assert scores.ged_squared(truth[::-1] * 2, truth) == pytest.approx(0, abs=1e-12)  # the same shares
     mfe = ensemble.ensemble(SEQUENCE).mfe
-    to_truth = np.mean([1 - scores.pair_f1(mfe, one) for one in truth])
-    within = np.mean([[1 - scores.pair_f1(one, other) for other in truth] for one in truth])
+    to_truth = np.mean([1 - scores.pair_f1(mfe, pairs) for pairs in truth])
+    within = np.mean([[1 - scores.pair_f1(pairs, other) for other in truth] for pairs in truth])
     for copies in (1, 7):
         assert scores.ged_squared([mfe] * copies, truth) == pytest.approx(2 * to_truth - within, abs=1e-12)
 
@@ -82,12 +82,12 @@ def test_correlation_pools_over_sequences():
     rng = np.random.default_rng(8)
     sums, ones, twos = [], [], []
     for length in (5, 9, 12):
-        one, two = rng.random((2, 12, 12), np.float32)
-        two += 0.5 * one
-        sums.append(scores.correlation_sums(one, two, length))
+        a, b = rng.random((2, 12, 12), np.float32)
+        b += 0.5 * a
+        sums.append(scores.correlation_sums(a, b, length))
         upper = np.triu_indices(length, 1)
-        ones.append(one[upper].astype(float))
-        twos.append(two[upper].astype(float))
+        ones.append(a[upper].astype(float))
+        twos.append(b[upper].astype(float))
     wanted = np.corrcoef(np.concatenate(ones), np.concatenate(twos))[0, 1]
     assert scores.correlation(np.sum(sums, 0)) == pytest.approx(wanted, abs=1e-12)
     each = scores.correlation(np.array(sums).reshape(3, 1, 6))
@@ -107,9 +107,9 @@ def test_correlation_of_constants():
 
 
 def test_box_frequencies():
-    one, two = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
-    found = scores.box_frequencies([one, two, one, NONE])
-    assert found == {(1, 0, 8, 2, 2): 0.5, (3, 1, 1, 8, 8): 0.5, (1, 0, 9, 1, 1): 0.25, (3, 0, 0, 10, 10): 0.25}
+    both, outer = np.array([[0, 9], [1, 8]]), np.array([[0, 9]])
+    shares = scores.box_frequencies([both, outer, both, NONE])
+    assert shares == {(1, 0, 8, 2, 2): 0.5, (3, 1, 1, 8, 8): 0.5, (1, 0, 9, 1, 1): 0.25, (3, 0, 0, 10, 10): 0.25}
 
 
 def test_box_counts():
@@ -120,10 +120,10 @@ def test_box_counts():
     # Stems: two are there; of two predicted, one is; of the first two, one; the other is third.
     # The hairpin is predicted too faintly.
     assert counts.tolist() == [[2, 2, 1, 1], [0, 1, 0, 0], [1, 0, 0, 1]] and counts.dtype == np.int64
-    found = scores.box_scores(counts)
-    np.testing.assert_allclose(found.sensitivity, [1 / 2, np.nan, 0])
-    np.testing.assert_allclose(found.precision, [1 / 2, 0, np.nan])
-    np.testing.assert_allclose(found.matched_precision, [1 / 2, np.nan, 1])
+    ratios = scores.box_scores(counts)
+    np.testing.assert_allclose(ratios.sensitivity, [1 / 2, np.nan, 0])
+    np.testing.assert_allclose(ratios.precision, [1 / 2, 0, np.nan])
+    np.testing.assert_allclose(ratios.matched_precision, [1 / 2, np.nan, 1])
     # Over two sequences counts are added: the ratio of sums.
     pooled = scores.box_scores(counts + scores.box_counts(predicted, {}))
     assert pooled.sensitivity[0] == 1 / 2 and pooled.precision[0] == 1 / 4

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rna_sets import command, settings, structures_of
 
+import cvae_jax
 from cvae_jax.errors import UserError
-from cvae_jax.tasks.rna_boxes import boxes
+from cvae_jax.tasks.rna_boxes import boxes, commands
 from cvae_jax.tasks.rna_boxes import data as rna
 from cvae_jax.tasks.rna_boxes import tables as rna_tables
 
@@ -37,8 +38,8 @@ def test_archive(tmp_path, name):
     table = rna_tables.read_archive(write_csv(tmp_path / name, ROWS))
     assert table.sequences == ["GGGAAACCC", "GGUAAACCC", "GGGAAACCCAAAAAA", "NNNNN"]
     wanted = [["(((...)))"], ["((.....))"], ["(((...)))......"], ["....."]]
-    for sequence, found, structures in zip(table.sequences, table.structures, wanted, strict=True):
-        assert [boxes.dot_bracket(boxes.pairs_of(one), len(sequence)) for one in found] == structures
+    for sequence, known, structures in zip(table.sequences, table.structures, wanted, strict=True):
+        assert [boxes.dot_bracket(boxes.pairs_of(rows), len(sequence)) for rows in known] == structures
     assert table.left_out == {
         "pairs in pseudoknots": 1,
         "duplicates of sequences": 1,
@@ -83,19 +84,19 @@ def test_archives_that_are_none(tmp_path):
 
 def test_real_archive(real_data, tmp_path, capsys):
     path = real_data / "rna" / "ArchiveII.csv.gz"
-    rna.main(["convert", str(path), "--max_len=100", "--out", str(tmp_path)])
-    told = capsys.readouterr().out
-    found = rna.load(settings(tmp_path, max_length=100, num_sample=1))
+    commands.main(["convert", str(path), "--max_len=100", "--out", str(tmp_path)], cvae_jax.load)
+    printed = capsys.readouterr().out
+    splits = rna.load(settings(tmp_path, max_length=100, num_sample=1))
     with gzip.open(path, "rt") as file:
         rows = [row for row in csv.DictReader(file) if len(row["sequence"]) <= 100]
     wanted = {}
     for row in rows:
         structure = "".join("." if mark in "<>{}" else mark for mark in row["structure"])
         wanted.setdefault(row["sequence"], [structure])
-    sequences = [structures_of(arrays, n) for arrays in found.values() for n in range(len(arrays["length"]))]
+    sequences = [structures_of(arrays, n) for arrays in splits.values() for n in range(len(arrays["length"]))]
     assert len(rows) == 836 and len(sequences) == len(wanted)
     assert dict(sequences) == wanted
-    assert f"{len(wanted)} sequences" in told and "left out: 133 duplicates of sequences" in told
+    assert f"{len(wanted)} sequences" in printed and "left out: 133 duplicates of sequences" in printed
 
 
 def test_whole_real_archive(real_data):
@@ -124,12 +125,12 @@ def rows_of_table():
 
 def check_table(table):
     assert table.sequences == ["GGGAAACCC", "GGGGAAAACCCC", "AAAAAA"]
-    found = [
-        (sequence, boxes.dot_bracket(boxes.pairs_of(one), len(sequence)))
-        for sequence, of_one in zip(table.sequences, table.structures, strict=True)
-        for one in of_one
+    structures = [
+        (sequence, boxes.dot_bracket(boxes.pairs_of(rows), len(sequence)))
+        for sequence, known in zip(table.sequences, table.structures, strict=True)
+        for rows in known
     ]
-    assert found == STRUCTURES
+    assert structures == STRUCTURES
     assert table.left_out["structures with pairs that cross"] == 1
 
 
@@ -170,9 +171,9 @@ def stand_in(path):
     cls = type(name, (), {"__module__": module, "__reduce_ex__": lambda self, protocol: self.reduced})
 
     def make(*arguments, state=None):
-        one = cls()
-        one.reduced = (cls, arguments, state)
-        return one
+        instance = cls()
+        instance.reduced = (cls, arguments, state)
+        return instance
 
     return cls, make
 
@@ -198,7 +199,7 @@ def legacy_table(rows):
     for n, row in enumerate(rows):
         objects[0, n], objects[1, n], objects[2, n] = row["seq"], row["one_idx"], row["bounding_boxes"]
         if isinstance(row["one_idx"], tuple):
-            parts = (array(one, "i8", "<") if isinstance(one, np.ndarray) else one for one in row["one_idx"])
+            parts = (array(part, "i8", "<") if isinstance(part, np.ndarray) else part for part in row["one_idx"])
             objects[1, n] = tuple(parts)
     axes = [
         new_index(index_class, {"data": array(np.array(names, object)), "name": None}),
@@ -225,14 +226,15 @@ def test_legacy_table(tmp_path):
 def test_table_to_data_set(tmp_path, capsys):
     (tmp_path / "table.pkl.gz").write_bytes(gzip.compress(legacy_table(rows_of_table())))
     shares = ["--valid_share=0", "--test_share=0.3"]
-    rna.main(["convert", str(tmp_path / "table.pkl.gz"), "--out", str(tmp_path / "data"), *shares])
+    arguments = ["convert", str(tmp_path / "table.pkl.gz"), "--out", str(tmp_path / "data"), *shares]
+    commands.main(arguments, cvae_jax.load)
     assert "left out: 1 structures with pairs that cross" in capsys.readouterr().out
-    found = rna.load(settings(tmp_path / "data", num_sample=2))
-    assert {split: len(arrays["length"]) for split, arrays in found.items()} == {"train": 2, "test": 1}
-    pairs = [structures_of(arrays, n) for arrays in found.values() for n in range(len(arrays["length"]))]
-    assert sorted((sequence, one) for sequence, structures in pairs for one in structures) == sorted(STRUCTURES)
-    told = command("convert", tmp_path / "table.pkl.gz", "--family=tRNA", "--out", tmp_path / "other")
-    assert "does not tell families" in told
+    splits = rna.load(settings(tmp_path / "data", num_sample=2))
+    assert {split: len(arrays["length"]) for split, arrays in splits.items()} == {"train": 2, "test": 1}
+    known = [structures_of(arrays, n) for arrays in splits.values() for n in range(len(arrays["length"]))]
+    assert sorted((sequence, marks) for sequence, structures in known for marks in structures) == sorted(STRUCTURES)
+    line = command("convert", tmp_path / "table.pkl.gz", "--family=tRNA", "--out", tmp_path / "other")
+    assert "does not tell families" in line
 
 
 @pytest.mark.parametrize(
@@ -263,12 +265,12 @@ class Malicious:
 @pytest.mark.parametrize("protocol", range(6))
 def test_pickles_are_never_executed(tmp_path, protocol):
     mark = tmp_path / "executed"
-    for one in (
+    for trap in (
         Malicious(os.system, f"touch {mark}"),
         [Malicious(open, str(mark), "w")],
         {"seq": Malicious(eval, f"open({str(mark)!r}, 'w')")},
     ):
-        (tmp_path / "table.pkl").write_bytes(pickle.dumps(one, protocol))
+        (tmp_path / "table.pkl").write_bytes(pickle.dumps(trap, protocol))
         with pytest.raises(UserError, match="no pickled pandas table") as caught:
             rna_tables.read(tmp_path / "table.pkl")
         assert "\n" not in str(caught.value)
