@@ -38,11 +38,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONG = (
     "training/test_loop.py",
     "test_command_line.py",
+    "test_benchmarks.py",
+    "test_packaging.py",
     "tasks/rna_boxes/test_task.py",
     "tasks/video/test_task.py",
     "test_experiment.py",
     "tasks/video/test_networks.py",
     "inference/test_ais.py",
+    "inference/test_truth.py",
+    "tasks/rna_boxes/test_commands.py",
 )
 TESTS = pathlib.Path(__file__).parent
 

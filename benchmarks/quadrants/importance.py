@@ -1,6 +1,6 @@
 """Importance sampling of a trained model over a whole split: time, memory, share of the matmul rate, invariance.
 
-python benchmarks/importance.py --workdir=runs/q1 [--num_samples=5000] [--num_examples=0] [--output=results.md]
+python -m benchmarks.quadrants.importance --workdir=runs/q1 [--num_samples=5000] [--num_examples=0] [--output=FILE.md]
 
 First, on 200 examples with 1,000 samples, by how much values differ between numbers of samples drawn at once and of
 devices. Then log p(y|x) of the split as eval.py measures it.
@@ -14,75 +14,78 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-import contender_ours
 import jax
 import numpy as np
 
-from cvae_jax import data, evaluation, experiment, parallel
-from cvae_jax.evaluation import tables
-from cvae_jax.inference import draws as inference
-from cvae_jax.inference import estimators
+from benchmarks.process import ROOT
+from benchmarks.quadrants.ours import matmul_rate
+from benchmarks.rounds import table
+from cvae_jax import data, evaluation, parallel, trained
+from cvae_jax.data.batches import EXAMPLES_PER_BATCH
+from cvae_jax.evaluation import Plan
+from cvae_jax.inference import draws, estimators
+from cvae_jax.task import Arrays
 
-CHUNKS, DEVICES = (10, 100, 1000), (1, 2, 8)
+CHUNKS = (10, 100, 1000)
 
 
-def load(arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    """The first seed's models, their last stage and the test split."""
-    trained = experiment.load(arguments.workdir)
-    arrays = data.load(trained.config.data, trained.task)["test"]
-    return trained, trained.stages[-1], {name: arrays[name][: arguments.num_examples or None] for name in arrays}
+def load(arguments: argparse.Namespace) -> tuple[trained.TrainedModel, str, Arrays]:
+    """Returns the first seed's models, the name of their last stage, and the test split."""
+    model = trained.load(arguments.workdir)
+    settings = model.config.data
+    splits = data.check(data.load(settings, model.task.sources), model.task, settings.source)
+    arrays = data.of(splits, "test")
+    return model, model.stages[-1].name, {name: arrays[name][: arguments.num_examples or None] for name in arrays}
 
 
 def values_by_chunk(arguments: argparse.Namespace) -> None:
     """Writes the values of 200 examples for every chunk size, on the devices this process has: [chunks, examples]."""
-    trained, stage, arrays = load(arguments)
-    arrays, found = {name: array[:200] for name, array in arrays.items()}, []
+    model, stage, arrays = load(arguments)
+    arrays, values = {name: array[:200] for name, array in arrays.items()}, []
+    draws.BYTES_PER_CALL = 2**40  # chunks are as large as they are called
     for chunk in CHUNKS:
-        inference.DRAWS_PER_CALL = chunk * evaluation.EXAMPLES_PER_BATCH
-        found.append(evaluation.measure(trained, stage, arrays, [("is", 1000)], 0).cells["is", 1000].value)
-    np.save(arguments.values, np.stack(found))
+        draws.DRAWS_PER_CALL = chunk * EXAMPLES_PER_BATCH
+        values.append(evaluation.measure(model, stage, arrays, Plan([("is", 1000)])).cells["is", 1000].value)
+    np.save(arguments.values, np.stack(values))
 
 
 def invariance(arguments: argparse.Namespace) -> str:
-    """The greatest differences from one device with chunks of 10 samples."""
+    """Returns the greatest differences from one device with chunks of 10 samples."""
     lines, reference = [["devices", *(f"chunks of {chunk:,}" for chunk in CHUNKS)]], None
     with tempfile.TemporaryDirectory() as folder:
-        for devices in DEVICES:
+        for devices in arguments.devices.split(","):
             path = f"{folder}/{devices}.npy"
-            command = [sys.executable, __file__, f"--workdir={arguments.workdir}", f"--values={path}"]
+            command = [sys.executable, "-m", "benchmarks.quadrants.importance"]
+            command += [f"--workdir={pathlib.Path(arguments.workdir).resolve()}", f"--values={path}"]
             flags = f"--xla_force_host_platform_device_count={devices}"
-            subprocess.run(command, check=True, env={**os.environ, "XLA_FLAGS": flags})
-            found = np.load(path)
-            reference = found[0] if reference is None else reference
-            moved = [values - reference for values in found]
-            lines.append([str(devices), *(f"{np.abs(one).max():.1e}, {one.mean():+.1e}" for one in moved)])
+            subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags})
+            by_chunk = np.load(path)
+            reference = by_chunk[0] if reference is None else reference
+            moved = by_chunk - reference
+            lines.append([devices, *(f"{np.abs(change).max():.1e}, {change.mean():+.1e}" for change in moved)])
     text = "Differences from the values on one device in chunks of 10, nats: an example's greatest, and their mean"
-    return f"{text}; 200 examples, 1,000 samples.\n\n" + "\n".join(tables.markdown(lines))
+    return f"{text}; 200 examples, 1,000 samples.\n\n{table(lines)}"
 
 
 def speed(arguments: argparse.Namespace) -> str:
-    """Time, memory and share of the matmul rate, each core a device, as eval.py does it."""
+    """Returns time, memory and share of the matmul rate, each core a device, as eval.py does it."""
     parallel.use_every_core()
-    trained, stage, arrays = load(arguments)
+    model, stage, arrays = load(arguments)
     square = [(2048, 2048, 2048)]
-    few = {name: array[: evaluation.EXAMPLES_PER_BATCH] for name, array in arrays.items()}
-    wanted = [("is", arguments.num_samples)]
+    few = {name: array[:EXAMPLES_PER_BATCH] for name, array in arrays.items()}
+    request = ("is", arguments.num_samples)
     with jax.default_matmul_precision("highest"):
-        before = contender_ours.matmul_rate(square, 4)
+        before = matmul_rate(square, 4)
     began = time.perf_counter()
-    evaluation.measure(trained, stage, few, wanted, 0)
+    evaluation.measure(model, stage, few, Plan([request]))
     once = time.perf_counter() - began
     began = time.perf_counter()
-    estimate = evaluation.measure(trained, stage, arrays, wanted, 0).cells[wanted[0]]
+    estimate = evaluation.measure(model, stage, arrays, Plan([request])).cells[request]
     took = time.perf_counter() - began
     with jax.default_matmul_precision("highest"):
-        rate = max(before, contender_ours.matmul_rate(square, 4))
-    kernels = [leaf for leaf in jax.tree.leaves(trained.params["generation_net"]) if leaf.ndim == 2]
+        rate = max(before, matmul_rate(square, 4))
+    kernels = [leaf for leaf in jax.tree.leaves(model.params["generation_net"]) if leaf.ndim == 2]
     flops = 2 * sum(kernel.size for kernel in kernels) * len(estimate.value) * arguments.num_samples
     mean = estimators.mean_over_examples(estimate)
     doubted = estimators.unreliable(estimate, arguments.num_samples)
@@ -98,7 +101,7 @@ def speed(arguments: argparse.Namespace) -> str:
         "share of the matmul rate": f"{flops / took / rate:.0%}",
         "peak memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB",
     }
-    return "\n".join(tables.markdown([["importance sampling", ""], *map(list, rows.items())]))
+    return table([["importance sampling", ""], *map(list, rows.items())])
 
 
 def main() -> None:
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--num_samples", type=int, default=5000)
     parser.add_argument("--num_examples", type=int, default=0, help="the first so many; 0: all")
+    parser.add_argument("--devices", default="1,2,8", help="numbers of them whose values are compared")
     parser.add_argument("--output", help="file that receives the tables, beside stdout")
     parser.add_argument("--values", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

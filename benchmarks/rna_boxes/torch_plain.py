@@ -1,4 +1,4 @@
-"""PyTorch's side of rna_boxes.py: the network of configs/rna_boxes.py:debug, its training steps, what it is given.
+"""The network of configs/rna_boxes.py:debug in PyTorch, its training steps, and what it is given.
 
 Ours has its weights converted; targets and weights are ready made, of upper-triangle pixels alone.
 """
@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import num_threads, seconds
 
+from benchmarks.rounds import num_threads, seconds
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.model import Batch
 from cvae_jax.tasks.rna_boxes.networks import HEADS
@@ -27,7 +27,7 @@ class InTorch:
         self.given = [{name: torch.from_numpy(array) for name, array in batch.items()} for batch in batches]
 
     def run(self, steps: int) -> None:
-        """Steps one after the other."""
+        """Takes steps one after the other."""
         for number in range(steps):
             self.optimizer.zero_grad(set_to_none=True)
             self.network(self.given[number % len(self.given)]).backward()
@@ -43,7 +43,7 @@ class InTorch:
         self.optimizer = self.torch.optim.Adam(self.network.parameters(), rate, eps=epsilon, fused=True)
 
     def choose(self, steps: int) -> str:
-        """The faster memory format, which is used from then on."""
+        """Returns the faster memory format, which is used from then on."""
         took: dict[str, float] = {}
         for memory in ("contiguous_format", "channels_last") * 2:
             self.use(memory)
@@ -55,7 +55,7 @@ class InTorch:
 
 
 def network(torch: Any, settings: Any, heads: list[str], width: int) -> Any:
-    """The network as a PyTorch module, from a batch of `given` to its loss.
+    """Returns the network as a PyTorch module, from a batch of `given` to its loss.
 
     Args:
       torch: the module, which is imported only where this is compared.
@@ -82,7 +82,7 @@ def network(torch: Any, settings: Any, heads: list[str], width: int) -> Any:
             self.generation = nn.ModuleDict(of_heads)
 
         def forward(self, given: dict[str, Any], noise: bool = True) -> Any:
-            """Negative ELBO, nats a structure; without noise z is the posterior's mean."""
+            """Returns the negative ELBO, nats a structure; without noise z is the posterior's mean."""
             images = self.tower(given["letters"]).flatten(2)
             features = images.index_select(2, given["pixels"]).transpose(1, 2)
             mean, log_scale = self.recognition(torch.cat([features, given["seen"]], -1)).chunk(2, -1)
@@ -90,45 +90,45 @@ def network(torch: Any, settings: Any, heads: list[str], width: int) -> Any:
             scale = log_scale.exp()
             loss = (0.5 * (scale**2 + mean**2 - 1) - log_scale).sum()
             z = torch.addcmul(mean, scale, torch.randn_like(mean)) if noise else mean
-            told = torch.cat([features, z], -1)
+            features_and_z = torch.cat([features, z], -1)
             for name, head in self.generation.items():
-                outputs, target, weight = head(told), given[f"{name}/target"], given[f"{name}/weight"]
+                outputs, target, weight = head(features_and_z), given[f"{name}/target"], given[f"{name}/weight"]
                 if name == "on":
                     loss = loss + functional.binary_cross_entropy_with_logits(outputs, target, weight, reduction="sum")
                     continue
                 # One row for each element of y; those in boxes count.
                 outputs = outputs.reshape(-1, HEADS[name][1]).index_select(0, given[f"{name}/inside"])
                 if name == "scalar":
-                    each = 0.5 * (outputs[:, 0] - target) ** 2 + 0.5 * np.log(2 * np.pi)
+                    losses = 0.5 * (outputs[:, 0] - target) ** 2 + 0.5 * np.log(2 * np.pi)
                 else:
-                    each = functional.cross_entropy(outputs, target, reduction="none")
-                loss = loss + each @ weight
+                    losses = functional.cross_entropy(outputs, target, reduction="none")
+                loss = loss + losses @ weight
             return loss / len(given["letters"])
 
     return BoxCVAE()
 
 
 def converted(params: dict[str, Any], heads: list[str]) -> dict[str, np.ndarray]:
-    """Our parameters, or their gradients, by PyTorch's names."""
-    found: dict[str, Any] = {}
+    """Returns our parameters, or their gradients, by PyTorch's names."""
+    renamed: dict[str, Any] = {}
     tower = params["of_pairs"]
     for number in range(len(tower) // 2):
-        found[f"tower.{3 * number}.weight"] = tower[f"Conv_{number}"]["kernel"].transpose(3, 2, 0, 1)
+        renamed[f"tower.{3 * number}.weight"] = tower[f"Conv_{number}"]["kernel"].transpose(3, 2, 0, 1)
         norm = tower[f"BatchNorm_{number}"]
-        found |= {f"tower.{3 * number + 1}.weight": norm["scale"], f"tower.{3 * number + 1}.bias": norm["bias"]}
+        renamed |= {f"tower.{3 * number + 1}.weight": norm["scale"], f"tower.{3 * number + 1}.bias": norm["bias"]}
     layers = {"recognition": ("recognition_x", "recognition_y", "recognition_out")}
     for name in heads:
         layers[f"generation.{name}"] = (f"generation_x_{name}", f"generation_z_{name}", f"generation_out_{name}")
     for name, (of_x, of_other, of_out) in layers.items():
         # A layer of two inputs side by side has both kernels in one.
         both = jnp.concatenate([params[of_x]["kernel"], params[of_other]["kernel"]])
-        found |= {f"{name}.0.weight": both.T, f"{name}.0.bias": params[of_x]["bias"]}
-        found |= {f"{name}.2.weight": params[of_out]["kernel"].T, f"{name}.2.bias": params[of_out]["bias"]}
-    return {name: np.array(array) for name, array in found.items()}
+        renamed |= {f"{name}.0.weight": both.T, f"{name}.0.bias": params[of_x]["bias"]}
+        renamed |= {f"{name}.2.weight": params[of_out]["kernel"].T, f"{name}.2.bias": params[of_out]["bias"]}
+    return {name: np.array(array) for name, array in renamed.items()}
 
 
 def given(batch: Batch, heads: list[str]) -> dict[str, np.ndarray]:
-    """A batch as arrays for PyTorch, all that does not depend on weights made ready; structures are one a sequence."""
+    """Returns a batch, of one structure a sequence, as arrays for PyTorch: all that does not depend on weights."""
     letters = np.eye(5, dtype=np.float32)[np.asarray(batch.x["sequence"])][..., 1:]  # N and padding are 0
     size, length = letters.shape[:2]
     shape = (size, length, length, 4)

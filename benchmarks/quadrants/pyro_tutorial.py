@@ -1,4 +1,4 @@
-"""Contender: Pyro, with the choices of its CVAE tutorial.
+"""Pyro, with the choices of its CVAE tutorial.
 
 Those are: every image is a PIL image that is made a tensor and masked with -1 by transforms, one image at a
 time; a DataLoader without workers; SVI with Trace_ELBO; probabilities of the unobserved pixels picked by a
@@ -8,23 +8,25 @@ boolean index.
 import time
 from typing import Any
 
-import contender
 import numpy as np
 import pyro
-import timing
 import torch
-from contender_torch import mlp
 from PIL import Image
 from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.process import serve, settings
+from benchmarks.quadrants import problem
+from benchmarks.quadrants.torch_plain import mlp
+from benchmarks.rounds import num_threads
+
 MISSING = -1
 
 
 def to_tensor(sample: dict[str, Any]) -> dict[str, Any]:
-    """Transform: the PIL image as floats in [0, 1], [1, height, width], and the digit as an integer tensor."""
+    """Returns the PIL image as floats in [0, 1], [1, height, width], and the digit as an integer tensor."""
     pixels = torch.from_numpy(np.array(sample["original"], np.uint8, copy=True))
     sample["original"] = pixels[None].contiguous().float().div(255)
     sample["digit"] = torch.as_tensor(np.asarray(sample["digit"]), dtype=torch.int64)
@@ -32,7 +34,7 @@ def to_tensor(sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def mask(sample: dict[str, Any]) -> dict[str, Any]:
-    """Transform: input and output as images of their own, with -1 where a pixel belongs to the other."""
+    """Adds input and output as images of their own, with -1 where a pixel belongs to the other."""
     whole = sample["original"].squeeze()
     height, width = whole.shape
     output = whole.clone()
@@ -60,7 +62,7 @@ class Quadrants(Dataset):
 
 
 def completed(x: Tensor, y: Tensor) -> Tensor:
-    """x with its missing pixels taken from y, flat."""
+    """Returns x with its missing pixels taken from y, flat."""
     whole = x.clone()
     missing = x == MISSING
     whole[missing] = y[missing]
@@ -72,7 +74,7 @@ class CVAE(nn.Module):
 
     def __init__(self):
         super().__init__()
-        pixels, hidden, latent = contender.PIXELS, contender.HIDDEN, contender.LATENT
+        pixels, hidden, latent = problem.PIXELS, problem.HIDDEN, problem.LATENT
         self.baseline = mlp(pixels, hidden, hidden, pixels)  # frozen by no_grad, as there
         self.prior = mlp(pixels, hidden, hidden, 2 * latent)
         self.recognition = mlp(pixels, hidden, hidden, 2 * latent)
@@ -84,7 +86,7 @@ class CVAE(nn.Module):
         return pyro.sample("z", dist.Normal(mean, log_scale.exp()).to_event(1))
 
     def model(self, x: Tensor, y: Tensor) -> None:
-        """p(z|x) p(y|x,z)."""
+        """Samples from p(z|x) p(y|x,z)."""
         pyro.module("cvae", self)
         with pyro.plate("data"):
             with torch.no_grad():
@@ -98,7 +100,7 @@ class CVAE(nn.Module):
             pyro.sample("y", dist.Bernoulli(probability, validate_args=False).to_event(1), obs=value)
 
     def guide(self, x: Tensor, y: Tensor) -> None:
-        """q(z|x,y)."""
+        """Samples from q(z|x,y)."""
         with pyro.plate("data"):
             self.latent(self.recognition, completed(x, y))
 
@@ -107,14 +109,14 @@ class Contender:
     """An epoch of SVI over the DataLoader."""
 
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(timing.num_threads())
+        torch.set_num_threads(num_threads())
         pyro.set_rng_seed(0)
         self.steps = settings["train_steps"]
-        images = contender.load_images(settings["data_dir"])[: contender.NUM_TRAIN]
+        images = problem.load_images(settings["data_dir"])[: problem.NUM_TRAIN]
         dataset = Quadrants(images, [to_tensor, mask])
         self.loader = DataLoader(dataset, settings["batch_size"], shuffle=True, num_workers=0, drop_last=True)
         cvae = CVAE()
-        adam = pyro.optim.Adam({"lr": contender.LEARNING_RATE})
+        adam = pyro.optim.Adam({"lr": problem.LEARNING_RATE})
         self.svi = SVI(cvae.model, cvae.guide, adam, loss=Trace_ELBO())
 
     def prepare(self) -> dict[str, Any]:
@@ -130,13 +132,13 @@ class Contender:
         return loss
 
     def train(self) -> dict[str, Any]:
-        """One epoch, or its first steps."""
+        """Trains for one epoch, or its first steps."""
         began = time.perf_counter()
         loss = self._epoch(self.steps)
         return {"seconds": time.perf_counter() - began, "steps": self.steps, "loss": loss}
 
     def data_only(self) -> dict[str, Any]:
-        """The same epoch's batches without a step taken on them."""
+        """Goes through the same batches without taking a step."""
         began = time.perf_counter()
         for done, _ in enumerate(self.loader, 1):
             if done == self.steps:
@@ -145,5 +147,5 @@ class Contender:
 
 
 if __name__ == "__main__":
-    made = Contender(contender.settings())
-    contender.serve({"prepare": made.prepare, "train": made.train, "data_only": made.data_only})
+    made = Contender(settings())
+    serve({"prepare": made.prepare, "train": made.train, "data_only": made.data_only})

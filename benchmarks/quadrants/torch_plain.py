@@ -1,20 +1,22 @@
-"""Contender: plain PyTorch, written to be fast: data in memory, batched masks, analytic KL, no DataLoader."""
+"""Plain PyTorch, written to be fast: data in memory, batched masks, analytic KL, no DataLoader."""
 
 import itertools
 import time
 from typing import Any
 
-import contender
-import timing
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from benchmarks.process import serve, settings
+from benchmarks.quadrants import problem
+from benchmarks.rounds import num_threads, seconds
 
 CHUNKS = (500, 1000, 2000, 4000, 8000)
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+    """Returns linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -26,21 +28,21 @@ class Networks(nn.Module):
 
     def __init__(self):
         super().__init__()
-        pixels, hidden, latent = contender.PIXELS, contender.HIDDEN, contender.LATENT
+        pixels, hidden, latent = problem.PIXELS, problem.HIDDEN, problem.LATENT
         self.baseline = mlp(pixels, hidden, hidden, pixels).requires_grad_(False)
         self.prior = mlp(pixels, hidden, hidden, 2 * latent)
         self.recognition = mlp(pixels, hidden, hidden, 2 * latent)
         self.generation = mlp(latent, hidden, hidden, pixels)
 
     def encode(self, image: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean and log scale of p(z|x), then of q(z|x,y); the image with its y is the whole image."""
+        """Returns mean and log scale of p(z|x), then of q(z|x,y); the image with its y is the whole image."""
         x = image * observed
         with torch.no_grad():
             guess = torch.sigmoid(self.baseline(x))
         return *self.prior(x + (1 - observed) * guess).chunk(2, -1), *self.recognition(image).chunk(2, -1)
 
     def loss(self, image: Tensor, observed: Tensor) -> Tensor:
-        """Negative ELBO of one sample, nats per image, [batch, pixels] -> []."""
+        """Returns the negative ELBO of one sample, nats per image, [batch, pixels] -> []."""
         p_mean, p_log, q_mean, q_log = self.encode(image, observed)
         z = q_mean + q_log.exp() * torch.randn_like(q_mean)
         distance = (q_mean - p_mean) * torch.exp(-p_log)
@@ -50,7 +52,7 @@ class Networks(nn.Module):
         return (cross_entropy + kl.sum()) / len(image)
 
     def log_weights(self, code: tuple[Tensor, ...], y: Tensor, weight: Tensor, samples: int) -> Tensor:
-        """log p(y|x,z) p(z|x) / q(z|x,y) of fresh z, [samples, examples]."""
+        """Returns log p(y|x,z) p(z|x) / q(z|x,y) of fresh z, [samples, examples]."""
         p_mean, p_log, q_mean, q_log = code
         noise = torch.randn(samples, *q_mean.shape)
         z = torch.addcmul(q_mean, q_log.exp(), noise)
@@ -64,15 +66,15 @@ class Contender:
     """Training and importance sampling of the same networks; `compiled` runs both through torch.compile."""
 
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(timing.num_threads())
+        torch.set_num_threads(num_threads())
         torch.manual_seed(0)
         self.steps, self.batch_size = settings["train_steps"], settings["batch_size"]
         self.num_samples, num_examples = settings["num_samples"], settings["num_examples"]
-        images = torch.from_numpy(contender.load_images(settings["data_dir"]).copy())
+        images = torch.from_numpy(problem.load_images(settings["data_dir"]).copy())
         images = images.reshape(len(images), -1).float() / 255
-        self.data = images[: contender.NUM_TRAIN].contiguous()
-        self.examples = images[contender.NUM_TRAIN :][:num_examples].contiguous()
-        self.observed = torch.from_numpy(contender.observed_pixels()).reshape(1, -1)
+        self.data = images[: problem.NUM_TRAIN].contiguous()
+        self.examples = images[problem.NUM_TRAIN :][:num_examples].contiguous()
+        self.observed = torch.from_numpy(problem.observed_pixels()).reshape(1, -1)
         self.networks = Networks()
         self.compiled = settings["compiled"]
         self.loss = torch.compile(self.networks.loss) if self.compiled else self.networks.loss
@@ -97,23 +99,22 @@ class Contender:
         self._use_adam(min(took, key=took.get))
 
         rates = {}
-        for draws in CHUNKS:
-            self.chunk = max(1, draws // len(self.examples))
-            if self.chunk > self.num_samples:
-                continue
+        for chunk in sorted({min(self.num_samples, max(1, draws // len(self.examples))) for draws in CHUNKS}):
+            self.chunk = chunk
             began = time.perf_counter()
             self._importance(self.chunk)
             if self.compiled:
-                once[f"compile importance sampling, {draws} draws at once"] = time.perf_counter() - began
+                what = f"compile importance sampling, {chunk * len(self.examples)} draws at once"
+                once[what] = time.perf_counter() - began
             samples = min(self.num_samples, 8 * self.chunk) // self.chunk * self.chunk
-            rates[self.chunk] = samples / min(timing.seconds(lambda n=samples: self._importance(n)) for _ in "12")
+            rates[self.chunk] = samples / min(seconds(lambda n=samples: self._importance(n)) for _ in "12")
         self.chunk = max(rates, key=rates.get)
         chosen = f"Adam {min(took, key=took.get)}, {self.chunk * len(self.examples)} draws at once"
         return {"versions": {"torch": torch.__version__}, "once": once, "chosen": chosen}
 
     def _use_adam(self, kind: str) -> None:
-        parameters = [one for one in self.networks.parameters() if one.requires_grad]
-        self.optimizer = torch.optim.Adam(parameters, contender.LEARNING_RATE, **{kind: True})
+        parameters = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(parameters, problem.LEARNING_RATE, **{kind: True})
 
     def _step(self, image: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,7 +131,7 @@ class Contender:
         return time.perf_counter() - began
 
     def train(self) -> dict[str, Any]:
-        """One epoch, or its first steps, shuffled anew."""
+        """Trains for one epoch, or its first steps, shuffled anew."""
         began = time.perf_counter()
         order = torch.randperm(len(self.data))[: self.steps * self.batch_size].split(self.batch_size)
         total = torch.zeros(())
@@ -141,7 +142,7 @@ class Contender:
         return {"seconds": time.perf_counter() - began, "steps": len(order), "loss": loss.item()}
 
     def bare(self, steps: int) -> dict[str, Any]:
-        """Steps on one and the same batch: no data work at all."""
+        """Takes steps on one and the same batch: no data work at all."""
         return {"seconds": self._fixed(steps), "steps": steps}
 
     def _importance(self, samples: int) -> Tensor:
@@ -152,13 +153,13 @@ class Contender:
             return torch.cat(chunks)[:samples]
 
     def importance(self) -> dict[str, Any]:
-        """Importance sampling of log p(y|x)."""
+        """Estimates log p(y|x) by importance sampling."""
         values = []
-        took = timing.seconds(lambda: values.append(self._importance(self.num_samples)))
+        took = seconds(lambda: values.append(self._importance(self.num_samples)))
         log_prob = torch.logsumexp(values[0].double(), 0) - torch.log(torch.tensor(float(self.num_samples)))
         return {"seconds": took, "draws": values[0].numel(), "log_prob": log_prob.mean().item()}
 
 
 if __name__ == "__main__":
-    made = Contender(contender.settings())
-    contender.serve({"prepare": made.prepare, "train": made.train, "bare": made.bare, "importance": made.importance})
+    made = Contender(settings())
+    serve({"prepare": made.prepare, "train": made.train, "bare": made.bare, "importance": made.importance})

@@ -1,0 +1,1 @@
+"""MNIST quadrants: cvae_jax, plain PyTorch, and Pyro as in its tutorial."""

@@ -1,0 +1,1 @@
+"""Video: cvae_jax, the same a frame at a time, and PyTorch."""
