@@ -6,16 +6,15 @@ python eval.py --workdir=runs/digits_class
 Variant: `:smoke` is the same in fewer epochs.
 """
 
-from cvae_jax.configs import mnist_class
 from ml_collections import ConfigDict
 
-from cvae_jax.config import on_digits, parse_options
+from cvae_jax.config import load, on_digits, parse_options
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment for the variant "" or "smoke"."""
     options = parse_options(variant, ["smoke"], "configs/digits_class.py:smoke")
-    config = mnist_class.get_config()
+    config = load("mnist_class.py")
     config.name = "digits_class"
     on_digits(config)
     config.cvae.update(epochs=200, averaging=0.99, figure_every=50, checkpoint_every=50, log_every=0)

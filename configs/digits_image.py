@@ -7,16 +7,15 @@ Variants: `:denoise` and `:superres`, as in configs/mnist_image.py (super-resolu
 `:smoke` (or `:denoise,smoke`) is the same in fewer epochs.
 """
 
-from cvae_jax.configs import mnist_image
 from ml_collections import ConfigDict
 
-from cvae_jax.config import on_digits, parse_options
+from cvae_jax.config import load, on_digits, parse_options
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The experiment for a variant such as "" or "denoise"."""
     options = parse_options(variant, ["denoise", "superres", "smoke"], "configs/digits_image.py:denoise")
-    config = mnist_image.get_config(",".join(options - {"smoke"}))
+    config = load("mnist_image.py:" + ",".join(options - {"smoke"}))
     config.name = config.name.replace("mnist", "digits")
     on_digits(config)
     config.cvae.update(epochs=100, batch_size=32, patience=20, averaging=0.99, figure_every=25, checkpoint_every=25)

@@ -6,17 +6,16 @@ python eval.py --workdir=runs/digits_1
 The number is that of observed quadrants: 1, 2 or 3. Variant: `:1,smoke` is the same in fewer epochs.
 """
 
-from cvae_jax.configs import mnist_quadrants
 from ml_collections import ConfigDict
 
-from cvae_jax.config import on_digits, parse_variant
+from cvae_jax.config import load, on_digits, parse_variant
 
 
 def get_config(variant: str = "1") -> ConfigDict:
     """The experiment for a variant such as "1" or "2,smoke"."""
     example = "configs/digits_quadrants.py:1,smoke"  # the first number is that of observed quadrants
     quadrants, options = parse_variant(variant, ["1", "2", "3"], ["smoke"], example)
-    config = mnist_quadrants.get_config(quadrants)
+    config = load(f"mnist_quadrants.py:{quadrants}")
     config.name = "digits_quadrants"
     on_digits(config)
     for stage in (config.baseline, config.cvae):

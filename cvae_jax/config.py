@@ -1,5 +1,6 @@
 """Parts that configs share: reading the variant after the colon, the sections of every experiment and stage."""
 
+import importlib.util
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,27 @@ def folder() -> pathlib.Path:
     package = pathlib.Path(__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
+
+
+def load(name: str) -> ConfigDict:
+    """Returns the config of a file, or of one of cvae_jax's own, such as "mnist_quadrants.py:1".
+
+    Args:
+      name: a path, else the name of a file in `folder()`, with its variant after a colon.
+
+    Raises:
+      UserError: when there is no such file, or for a variant that it does not have.
+    """
+    file, colon, variant = name.partition(":")
+    path = next((path for path in (pathlib.Path(file), folder() / file) if path.is_file()), None)
+    if path is None:
+        own = ", ".join(sorted(path.name for path in folder().glob("[a-z]*.py")))
+        raise UserError(f"config {file} is no file, and none of cvae_jax's own: {own}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([variant] if colon else []))
 
 
 def resolve(arguments: Sequence[str]) -> list[str]:

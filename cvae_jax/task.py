@@ -147,11 +147,11 @@ class Task:
         """Returns a batch of raw arrays, inside jit.
 
         Args:
-          raw: name -> [batch, ...].
+          raw: name -> [batch, ...]; the arrays of `measured` are among them only where examples are measured or shown.
           ids: int32 [batch].
           num_targets: float32 [batch], 1, or 0 for padding rows; a row that holds several y raises it.
           keys: [batch], of all that is drawn.
-          step: how many steps were taken, for what changes while training; None when measuring.
+          step: how many steps were taken, for what changes while training; None when validating and measuring.
         """
         return Batch(raw["x"], raw["y"], None, ids, num_targets)
 

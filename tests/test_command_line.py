@@ -2,14 +2,19 @@
 
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
-from command import ROOT, run
+from command import QUICKER, ROOT, run
+from specs import NOTHING
 
-from cvae_jax import tasks
+from cvae_jax import data, tasks
 from cvae_jax.errors import UserError
-from cvae_jax.training import loop as training
+from cvae_jax.training import loop
 
 SMOKE = [  # as a user starts them
     "digits_quadrants.py:1,smoke",
@@ -31,19 +36,30 @@ def trained(tmp_path_factory):
     return workdirs
 
 
-def source(data):
-    return data.of if data.source == "moving_digits" else data.source
+def source(settings):
+    return settings.of if settings.source == "moving_digits" else settings.source
 
 
 OFFLINE = ("digits", "rna")
 
 
-def num_train(data):
-    counts = {"mnist": 55_000, "digits": 1297, "videos": 43_254}
-    return data.num_seq * 8 // 10 if data.source == "rna" else counts[source(data)]
+def num_train(settings):
+    counts = {"mnist": 55_000, "digits": 1297, "videos": 43_254, "npz": 10_000}
+    return settings.num_seq * 8 // 10 if settings.source == "rna" else counts[source(settings)]
 
 
-CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "common"})
+def spec_of(config):
+    """What is known of the data: that of a user's own arrays where the config does not describe them."""
+    if config.task != "arrays":
+        return NOTHING
+    if config.data.source == "digits":
+        return data.spec(data.load(config.data, {}))
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(10, size)).astype(np.float32) for name, size in (("x", 3), ("y", 2))}
+    return data.spec({"train": arrays})
+
+
+CONFIGS = sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -55,12 +71,12 @@ def test_every_variant_can_be_trained(name):
         module.get_config(",".join([*first, "nonsense"]))
     options = re.search("this config has (.*), as in", str(refusal.value)).group(1).split(", ")
     assert "smoke" in options
-    for option in ([], *([one] for one in options)):
+    for option in ([], *([name] for name in options)):
         for smoke in ([], ["smoke"]):
             config = module.get_config(",".join([*first, *option, *smoke]))
-            task = tasks.make_task(config)
+            task = tasks.make_task(config, spec_of(config))
             for stage in task.stages:
-                training.check_settings(stage, [num_train(config.data)])
+                loop.check_settings(stage, task, [num_train(config.data)])
             assert source(config.data) in OFFLINE or not ("smoke" in option + smoke or "digits" in name)
 
 
@@ -77,15 +93,15 @@ def test_smoke_leaves_figures_metrics_and_checkpoints(trained, config):
 @pytest.mark.slow
 def test_rna_is_folded(trained):
     workdir = trained["rna_boxes.py:smoke"]
-    sequences = ("GGGGAAAACCCC", "gcgcaaaagcgt")
-    result = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={workdir}", "--num_samples=5", *sequences)
+    sequences, fold = ("GGGGAAAACCCC", "gcgcaaaagcgt"), ("-m", "cvae_jax", "rna_boxes", "fold")
+    result = run(*fold, f"--workdir={workdir}", "--num_samples=5", *sequences)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert re.fullmatch(r"[.()]{12}  maximum expected accuracy", lines[lines.index("GCGCAAAAGCGU") + 1])
     assert "GGGGAAAACCCC" in lines
-    other = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={trained['digits_quadrants.py:1,smoke']}", "GGGGAAAACCCC")
+    other = run(*fold, f"--workdir={trained['digits_quadrants.py:1,smoke']}", "GGGGAAAACCCC")
     assert other.returncode == 1 and "is no model of RNA" in other.stderr
-    wrong = run("-m", "cvae_jax.tasks.rna_boxes", f"--workdir={workdir}", "--num_samples=few", "GGGGAAAACCCC")
+    wrong = run(*fold, f"--workdir={workdir}", "--num_samples=few", "GGGGAAAACCCC")
     assert wrong.returncode == 1 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
 
 
@@ -139,7 +155,10 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config=configs/mnist_quadrants.py:4", "--workdir=W"], "the number of observed quadrants is 1, 2 or 3"),
+        (
+            ["--config=configs/mnist_quadrants.py:4", "--workdir=W"],
+            "variant '4' is not known; begin it with one of 1, 2, 3",
+        ),
         (["--config=configs/mnist_quadrants.py:1,smok", "--workdir=W"], "variant 'smok' is not known"),
         (["--config=configs/nowhere.py", "--workdir=W"], "config file configs/nowhere.py cannot be read"),
         ([TRAIN], "--workdir is required"),
@@ -174,3 +193,55 @@ def test_bad_flags_of_eval_are_one_line(trained, tmp_path):
         result = run("eval.py", *arguments)
         assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
         assert expected in result.stderr
+
+
+def run_elsewhere(folder, *arguments):
+    """Runs Python in a folder that is not the repository's."""
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICKER}"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=folder, timeout=300, env=environment
+    )
+
+
+@pytest.mark.slow
+def test_the_package_is_trained_and_measured_from_any_folder(tmp_path):
+    """The flags are those of train.py and eval.py; the config is one of the package's own, by its name alone."""
+    settings = ("--config=digits_quadrants.py:1,smoke", "--config.baseline.epochs=1", "--config.cvae.epochs=2")
+    result = run_elsewhere(
+        tmp_path, "-m", "cvae_jax", "train", *settings, "--workdir=run", "--config.cvae.figure_every=0"
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["name"], config["quadrants"], config["cvae"]["epochs"]) == ("digits_quadrants", 1, 2)
+    flags = ("--estimator=is", "--num_samples=3", "--num_examples=7", "--output=eval", "--seed=2")
+    result = run_elsewhere(tmp_path, "-m", "cvae_jax", "eval", "--workdir=run", *flags)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "eval" / "results.md").read_text() in result.stdout
+    rows = json.loads((tmp_path / "eval" / "results.json").read_text())["likelihoods"]
+    assert [(row["estimator"], row["num_samples"], row["num_examples"]) for row in rows] == [
+        ("exact", 1, 7), ("is", 3, 7),
+    ]  # fmt: skip
+    # The same by eval.py, whose working directory is another.
+    beside = run("eval.py", f"--workdir={tmp_path / 'run'}", *flags[:-2], f"--output={tmp_path / 'again'}", "--seed=2")
+    assert beside.returncode == 0, beside.stderr
+    again = json.loads((tmp_path / "again" / "results.json").read_text())["likelihoods"]
+    likelihoods = [[row["negative_log_likelihood"] for row in of_command] for of_command in (rows, again)]
+    assert likelihoods[0] == likelihoods[1]
+
+
+@pytest.mark.slow
+def test_commands_that_are_not_there_are_one_line(tmp_path):
+    # video is a task without commands of its own.
+    for arguments in (["nothing"], [], ["--workdir=run"], ["video"]):
+        result = run_elsewhere(tmp_path, "-m", "cvae_jax", *arguments)
+        assert result.returncode == 1 and result.stdout == "" and result.stderr.count("\n") == 1
+        shown = repr("".join(arguments) or "nothing")
+        assert result.stderr.startswith(f"error: {shown} is no command; choose from train, eval, rna_boxes")
+    result = run_elsewhere(tmp_path, "-m", "cvae_jax", "--help")
+    assert result.returncode == 0 and "Commands: train, eval, rna_boxes" in result.stdout
+    result = run_elsewhere(tmp_path, "-m", "cvae_jax", "train", "--config=nowhere.py", "--workdir=run")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "config file nowhere.py cannot be read" in result.stderr
+    result = run_elsewhere(tmp_path, "-m", "cvae_jax", "eval", "--workdir=run")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "run holds no run" in result.stderr
+    assert not list(tmp_path.iterdir())

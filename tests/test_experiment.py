@@ -1,8 +1,7 @@
-"""A trained experiment from Python, and its evaluation: the same numbers by every road."""
+"""A trained model from Python, and its evaluation: the same numbers by every road."""
 
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +9,16 @@ import numpy as np
 import pytest
 import scipy.special
 from small_runs import small_config
+from specs import load, task_of
 
 import cvae_jax
-from cvae_jax import data, evaluation, experiment, keys
+from cvae_jax import keys
+from cvae_jax.data import batches
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
-from cvae_jax.inference.ais import Annealing
+from cvae_jax.evaluation import Request, evaluate, measure
+from cvae_jax.evaluation.measure import Plan
+from cvae_jax.inference import Ais, draws
+from cvae_jax.trained import load_seeds
 
 pytestmark = pytest.mark.slow  # all of them train, or read a trained run
 
@@ -32,18 +35,34 @@ def trained(small_run):
 
 @pytest.fixture(scope="module")
 def images(trained):
-    return data.load(trained.config.data, trained.task)["test"]["image"].astype(np.float32) / 255
+    _, splits = load(trained.config)
+    return splits["test"]["image"].astype(np.float32) / 255
+
+
+def first(config, count):
+    """The first examples of the test split."""
+    _, splits = load(config)
+    return {name: array[:count] for name, array in splits["test"].items()}
 
 
 def test_predict_is_the_likelihoods_mean_at_the_priors_mean(trained, images):
-    found = np.asarray(trained.predict(images[:3], stage="baseline"))
+    predicted = np.asarray(trained.predict(images[:3], stage="baseline"))
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), trained.best["baseline"]["params"])
     mask = np.zeros((8, 8))
     mask[4:, :4] = 1
     hidden = np.maximum((images[:3] * mask).reshape(3, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"], 0)
     logits = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
-    np.testing.assert_allclose(found.reshape(3, -1), scipy.special.expit(logits), atol=1e-5)
+    np.testing.assert_allclose(predicted.reshape(3, -1), scipy.special.expit(logits), atol=1e-5)
     assert trained.predict(images[:3]).shape == (3, 8, 8)
+
+
+def test_a_stage_is_measured_as_it_was_trained(trained):
+    baseline, cvae = trained.fitted("baseline"), trained.fitted()
+    assert (baseline.exact, baseline.has_recognition) == (True, False)  # it has no z
+    assert (cvae.exact, cvae.has_recognition, cvae.predicts_from, cvae.estimator) == (False, True, "prior", "is")
+    assert baseline.variables["frozen"] == {} and list(cvae.variables["frozen"]) == ["baseline"]
+    assert cvae.variables["frozen"]["baseline"] is trained.best["baseline"]
+    assert cvae.model is trained.stages[1].model and cvae.variables["params"] is trained.params
 
 
 def test_predictions_and_samples_read_only_the_observed_quadrant(trained, images):
@@ -65,52 +84,51 @@ def test_samples_have_the_mean_of_the_model(trained, images):
 
 def test_log_prob_agrees_with_the_estimators_and_with_evaluation(trained, images):
     key = keys.stream(0, "evaluation")  # evaluation's own, for seed 0
-    found = trained.log_prob(images[:6], images[:6], 2000, key)
-    again = trained.log_prob(images[:6], images[:6], 2000, jax.random.key(7), estimator="mc")
-    assert (abs(found.value - again.value) < 5 * np.hypot(found.error, again.error)).all()
+    by_is = trained.log_prob(images[:6], images[:6], 2000, key)
+    by_mc = trained.log_prob(images[:6], images[:6], 2000, jax.random.key(7), estimator="mc")
+    assert (abs(by_is.value - by_mc.value) < 5 * np.hypot(by_is.error, by_mc.error)).all()
     arrays = {"image": (images[:6] * 255).round().astype(np.uint8)}
-    measured = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 2000)], seed=0).cells["is", 2000]
-    np.testing.assert_allclose(measured.value, found.value, atol=1e-5)
+    measured = measure(trained, "cvae", arrays, Plan([("is", 2000)])).cells["is", 2000]
+    np.testing.assert_allclose(measured.value, by_is.value, atol=1e-5)
 
 
 def test_measuring_depends_neither_on_batches_nor_on_chunks(trained, images, monkeypatch):
     arrays = {"image": (images[:25] * 255).round().astype(np.uint8)}
     values = []
-    for examples, draws in ((100, 2000), (10, 2000), (7, 50), (25, 1)):
-        monkeypatch.setattr(sys.modules["cvae_jax.evaluation.evaluate"], "EXAMPLES_PER_BATCH", examples)
-        monkeypatch.setattr(inference, "DRAWS_PER_CALL", draws)
-        found = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 30)], seed=0)
-        values.append(found.cells["is", 30].value)
+    for examples, at_once in ((100, 2000), (10, 2000), (7, 50), (25, 1)):
+        monkeypatch.setattr(batches, "EXAMPLES_PER_BATCH", examples)
+        monkeypatch.setattr(draws, "DRAWS_PER_CALL", at_once)
+        values.append(measure(trained, "cvae", arrays, Plan([("is", 30)])).cells["is", 30].value)
     for other in values[1:]:
         np.testing.assert_allclose(other, values[0], atol=1e-5)
 
 
 def test_every_batch_is_measured_by_the_same_programs(trained, images, monkeypatch):
-    monkeypatch.setattr(sys.modules["cvae_jax.evaluation.evaluate"], "EXAMPLES_PER_BATCH", 4)
+    monkeypatch.setattr(batches, "EXAMPLES_PER_BATCH", 4)
 
     def compiled(count):
         arrays = {"image": (images[:count] * 255).round().astype(np.uint8)}
-        evaluation.measure(trained, trained.stages[-1], arrays, [("elbo", 3), ("is", 3), ("mc", 3)], seed=0)
-        return inference._scores._cache_size() + inference._encode._cache_size()
+        measure(trained, "cvae", arrays, Plan([("elbo", 3), ("is", 3), ("mc", 3)]))
+        return draws._scores._cache_size() + draws._encode._cache_size()
 
     assert compiled(4) == compiled(16)
 
 
 def test_fewer_samples_are_the_first_of_more(trained, images):
     arrays = {"image": (images[:5] * 255).round().astype(np.uint8)}
-    both = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 10), ("is", 40)], seed=0).cells
-    alone = evaluation.measure(trained, trained.stages[-1], arrays, [("is", 10)], seed=0).cells
+    both = measure(trained, "cvae", arrays, Plan([("is", 10), ("is", 40)])).cells
+    alone = measure(trained, "cvae", arrays, Plan([("is", 10)])).cells
     np.testing.assert_allclose(both[("is", 10)].value, alone[("is", 10)].value, atol=1e-5)
     assert (both[("is", 40)].ess > both[("is", 10)].ess).mean() > 0.5
 
 
 def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
-    evaluation.evaluate([str(workdir)], ["elbo", "is"], [20], num_examples=50, output=str(tmp_path))
+    evaluate([str(workdir)], Request(["elbo", "is"], [20], num_examples=50, output=str(tmp_path)))
     written = json.loads((tmp_path / "results.json").read_text())
     rows = {row["estimator"]: row for row in written["likelihoods"]}
-    arrays = {name: array[:50] for name, array in data.load(trained.config.data, trained.task)["test"].items()}
-    baseline = evaluation.measure(trained, trained.stages[0], arrays, [], seed=0).cells["exact", 1]
-    measured = evaluation.measure(trained, trained.stages[1], arrays, [("is", 20)], seed=0)
+    arrays = first(trained.config, 50)
+    baseline = measure(trained, "baseline", arrays, Plan([])).cells["exact", 1]
+    measured = measure(trained, "cvae", arrays, Plan([("is", 20)]))
     sampled = measured.cells["is", 20]
     row = rows["is"]
     assert row["negative_log_likelihood"] == pytest.approx(-sampled.value.mean(), abs=1e-5)
@@ -122,9 +140,9 @@ def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
     assert rows["exact"]["monte_carlo_error"] == 0 and "gain" not in rows["exact"]
     assert row["share_of_examples_with_large_k_hat"] == (sampled.ess < 5).mean()  # of 20 samples no tail is fitted
     of_examples = json.loads((tmp_path / "examples.json").read_text())["likelihoods"]
-    one = next(one for one in of_examples if one["estimator"] == "is")
+    (of_is,) = (row for row in of_examples if row["estimator"] == "is")
     for field in ("value", "error", "ess"):
-        np.testing.assert_allclose(one[field], getattr(sampled, field), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(of_is[field], getattr(sampled, field), rtol=1e-3, atol=1e-5)
     (code,) = written["latent_code"]
     assert code["kl"] == pytest.approx(measured.code.kl.sum(1).mean(), rel=1e-5)
     assert code["units"] == len(code["kl_of_units"]) == 4
@@ -133,16 +151,16 @@ def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
 def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
     config = trained.config.copy_and_resolve_references()
     config.targets = "dynamic"
-    task = cvae_jax.tasks.make_task(config)
-    arrays = data.load(config.data, task)["test"]
-    index = jnp.arange(20)
-    raw = {"image": jnp.asarray(arrays["image"][:20])}
-    batches = [
-        task.batch(raw, index, jnp.ones(20), keys.per_example(keys.stream(seed, "targets"), index), False)
+    task = task_of(config)
+    arrays = first(config, 20)
+    ids = jnp.arange(20)
+    raw = {"image": jnp.asarray(arrays["image"])}
+    drawn = [
+        task.batch(raw, ids, jnp.ones(20), keys.per_example(keys.stream(seed, "targets"), ids), None)
         for seed in (0, 0, 1)
     ]
-    np.testing.assert_array_equal(batches[0].y, batches[1].y)
-    assert (np.asarray(batches[0].y) != np.asarray(batches[2].y)).any()
+    np.testing.assert_array_equal(drawn[0].y, drawn[1].y)
+    assert (np.asarray(drawn[0].y) != np.asarray(drawn[2].y)).any()
 
 
 @pytest.mark.parametrize(
@@ -153,24 +171,24 @@ def test_dynamic_targets_are_the_same_for_every_model_and_stage(trained):
         ({"num_samples": ["0"]}, "num_samples=0 must be a whole number of at least 1"),
         ({"num_samples": ["ten"]}, "num_samples=ten must be a whole number of at least 1"),
         ({"num_examples": -1}, "num_examples=-1 must not be negative"),
-        ({"settings": Annealing(num_steps=0)}, "num_steps=0 must be at least 1"),
+        ({"ais": Ais(num_steps=0)}, "num_steps=0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(workdir, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        evaluation.evaluate([str(workdir)], output=str(tmp_path / "eval"), **changes)
+        evaluate([str(workdir)], Request(output=str(tmp_path / "eval"), **changes))
     assert not (tmp_path / "eval").exists()
 
 
-def test_a_run_of_an_older_version_is_told(workdir, tmp_path):
+def test_a_run_of_an_older_version_is_refused(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     (tmp_path / "old" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "num_seeds"}))
-    with pytest.raises(UserError, match="was trained by an older version, before runs had seeds; train it again"):
+    with pytest.raises(UserError, match=r"config.json lacks 'num_seeds': another version wrote it; train it again"):
         cvae_jax.load(str(tmp_path / "old"))
 
 
-def test_a_config_that_lacks_a_key_is_told(workdir, tmp_path):
+def test_a_config_that_lacks_a_key_is_refused(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["cvae"]["optimizer"]["epsilon"]
@@ -182,7 +200,7 @@ def test_a_config_that_lacks_a_key_is_told(workdir, tmp_path):
 def test_two_runs_of_one_config_stand_under_their_workdirs(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "copy")
     both = [str(workdir), str(tmp_path / "copy")]
-    evaluation.evaluate(both, ["is"], [2, 2], num_examples=5, output=str(tmp_path / "eval"))
+    evaluate(both, Request(["is"], [2, 2], num_examples=5, output=str(tmp_path / "eval")))
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())["likelihoods"]
     assert [row["workdir"] for row in rows] == [both[0], both[0], both[1], both[1]]
     assert len({row["model"] for row in rows}) == 4
@@ -195,12 +213,12 @@ def test_runs_on_other_targets_do_not_share_a_column(workdir, tmp_path):
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "targets": "dynamic"}))
     with pytest.raises(UserError, match="cannot stand in one column"):
-        evaluation.evaluate([str(workdir), str(tmp_path / "other")], ["is"], [2], output=str(tmp_path / "eval"))
+        evaluate([str(workdir), str(tmp_path / "other")], Request(["is"], [2], output=str(tmp_path / "eval")))
     assert not (tmp_path / "eval").exists()
 
 
 def test_one_sample_of_one_example_has_no_errors_to_tell(workdir, tmp_path):
-    table = evaluation.evaluate([str(workdir)], ["is"], [1], num_examples=1, output=str(tmp_path))
+    table = evaluate([str(workdir)], Request(["is"], [1], num_examples=1, output=str(tmp_path)))
     assert "± ?" in table and "nan" not in table
     written = json.loads((tmp_path / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     rows = written["likelihoods"]
@@ -220,14 +238,14 @@ def test_unknown_names_are_refused(trained, images):
 
 def test_seeds_are_measured_one_by_one_and_averaged(tmp_path):
     cvae_jax.train(small_config(num_seeds=2, **{"cvae.epochs": 1, "baseline.epochs": 1}), str(tmp_path / "run"))
-    table = evaluation.evaluate([str(tmp_path / "run")], ["is"], [30], num_examples=20, output=str(tmp_path / "eval"))
+    table = evaluate([str(tmp_path / "run")], Request(["is"], [30], num_examples=20, output=str(tmp_path / "eval")))
     assert "seeds" in table
     rows = json.loads((tmp_path / "eval" / "results.json").read_text())
-    both = experiment.load_seeds(str(tmp_path / "run"))
-    arrays = {name: array[:20] for name, array in data.load(both[0].config.data, both[0].task)["test"].items()}
+    both = load_seeds(str(tmp_path / "run"))
+    arrays = first(both[0].config, 20)
     for number, trained in enumerate(both):
-        found = evaluation.measure(trained, trained.stages[1], arrays, [("is", 30)], seed=0).cells["is", 30]
-        assert rows["likelihoods"][1]["of_seeds"][number] == pytest.approx(-found.value.mean(), abs=1e-5)
+        by_is = measure(trained, "cvae", arrays, Plan([("is", 30)])).cells["is", 30]
+        assert rows["likelihoods"][1]["of_seeds"][number] == pytest.approx(-by_is.value.mean(), abs=1e-5)
     assert [code["seed"] for code in rows["latent_code"]] == [0, 1]
 
 
@@ -247,27 +265,27 @@ def without_q(request, tmp_path_factory):
 def test_a_network_that_was_not_trained_is_not_drawn_from(without_q, images, tmp_path, caplog):
     trained, key = cvae_jax.load(str(without_q)), jax.random.key(0)
     if without_q.name == "gdnn":  # its z has no spread, so its likelihood is exact
-        found = trained.log_prob(images[:3], images[:3], 1, key)
-        again = trained.sample(images[:3], 2, key, noise=False)
-        np.testing.assert_array_equal(again[0], again[1])
-        np.testing.assert_array_equal(again[0], trained.predict(images[:3]))
-        mean = np.clip(np.asarray(again[0], np.float64), 1e-12, 1)
-        hidden = np.asarray(trained.task.observe(images[:3]).weight)
+        estimate = trained.log_prob(images[:3], images[:3], 1, key)
+        samples = trained.sample(images[:3], 2, key, noise=False)
+        np.testing.assert_array_equal(samples[0], samples[1])
+        np.testing.assert_array_equal(samples[0], trained.predict(images[:3]))
+        mean = np.clip(np.asarray(samples[0], np.float64), 1e-12, 1)
+        hidden = np.asarray(trained.task.from_user(images[:3]).weight)
         wanted = (hidden * (images[:3] * np.log(mean) + (1 - images[:3]) * np.log1p(-mean))).sum((1, 2))
-        np.testing.assert_allclose(found.value, wanted, rtol=1e-4)
-        assert (found.error == 0).all()
-        evaluation.evaluate([str(without_q)], ["is"], [5], num_examples=5, output=str(tmp_path))
+        np.testing.assert_allclose(estimate.value, wanted, rtol=1e-4)
+        assert (estimate.error == 0).all()
+        evaluate([str(without_q)], Request(["is"], [5], num_examples=5, output=str(tmp_path)))
         rows = json.loads((tmp_path / "results.json").read_text())
         assert [row["estimator"] for row in rows["likelihoods"]] == ["exact", "exact"]
         return
     with pytest.raises(UserError, match="'is' draws from the recognition network, which was not trained; use"):
         trained.log_prob(images[:3], images[:3], 5, key)
     by_mc = trained.log_prob(images[:3], images[:3], 4000, key, estimator="mc")
-    by_ais = trained.log_prob(images[:3], images[:3], 16, key, estimator="ais", settings=Annealing("prior", 50))
+    by_ais = trained.log_prob(images[:3], images[:3], 16, key, estimator="ais", settings=Ais("prior", 50))
     assert (abs(by_mc.value - by_ais.value) < 5 * np.hypot(by_mc.error, by_ais.error) + 0.02).all()
     with pytest.raises(UserError, match="without its recognition network, from which 'is' would draw; add"):
-        evaluation.evaluate([str(without_q)], ["is"], [5], num_examples=5, output=str(tmp_path))
-    table = evaluation.evaluate([str(without_q)], ["is", "mc"], [5], num_examples=5, output=str(tmp_path))
+        evaluate([str(without_q)], Request(["is"], [5], num_examples=5, output=str(tmp_path)))
+    table = evaluate([str(without_q)], Request(["is", "mc"], [5], num_examples=5, output=str(tmp_path)))
     assert "mc" in table and "| is " not in table and "## Latent code" not in table
     assert "cvae was trained without its recognition network: no 'is'" in caplog.text
     for estimator in ("iss", "bdmc"):
@@ -276,9 +294,8 @@ def test_a_network_that_was_not_trained_is_not_drawn_from(without_q, images, tmp
 
 
 def test_bidirectional_monte_carlo_stands_in_a_table_of_its_own(workdir, tmp_path):
-    table = evaluation.evaluate(
-        [str(workdir)], ["is", "bdmc"], [500], num_examples=6, output=str(tmp_path), settings=Annealing(num_steps=50)
-    )
+    request = Request(["is", "bdmc"], [500], num_examples=6, output=str(tmp_path), ais=Ais(num_steps=50))
+    table = evaluate([str(workdir)], request)
     assert "## On y drawn from each model itself" in table
     rows = {row["estimator"]: row for row in json.loads((tmp_path / "results.json").read_text())["simulated"]}
     assert list(rows) == ["bdmc, lower bound", "bdmc, upper bound", "is"]

@@ -263,7 +263,7 @@ def close_epoch(
     terms = jax.tree.map(lambda total: total / num_valid, sums.terms)
     if clash := set(terms) & set(sums.metrics):
         raise ValueError(f"validation metrics need names of their own, not {', '.join(sorted(clash))}")
-    terms |= {name: total / jnp.maximum(sums.counts[name], 1) for name, total in sums.metrics.items()}
+    terms |= {name: total / sums.counts[name] for name, total in sums.metrics.items()}  # NaN where no example has one
     improving = still_improving(settings, state.bad_epochs)
     now = score(settings, terms)
     better = improving & (now < state.best_score)

@@ -13,19 +13,19 @@ NAN = np.full(2, np.nan)
 
 
 def test_gains_stand_under_the_columns_of_their_own_baseline():
-    one, two = estimate([-3.0, -5.0]), estimate([-2.0, -4.5], 0.1, 9.0, 0.2)
-    found = cells(
+    baseline, cvae = estimate([-3.0, -5.0]), estimate([-2.0, -4.5], 0.1, 9.0, 0.2)
+    rows = cells(
         tables.table(
             [
-                result("1 quadrant", "m baseline", "exact", 1, one),
-                result("1 quadrant", "m cvae", "is", 1000, two),
-                result("2 quadrants", "m baseline", "exact", 1, one),
+                result("1 quadrant", "m baseline", "exact", 1, baseline),
+                result("1 quadrant", "m cvae", "is", 1000, cvae),
+                result("2 quadrants", "m baseline", "exact", 1, baseline),
             ]
         )
     )
-    assert found[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
-    assert found[3] == ["m cvae", "is", "1,000", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
-    assert found[4] == ["gain of m cvae", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
+    assert rows[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
+    assert rows[3] == ["m cvae", "is", "1,000", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
+    assert rows[4] == ["gain of m cvae", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
 
 
 def test_a_gain_is_over_the_first_model_by_the_same_estimator():
@@ -35,9 +35,9 @@ def test_a_gain_is_over_the_first_model_by_the_same_estimator():
         result("c", "two", "elbo", 10, estimate([-2.5, -4.5])),
         result("c", "two", "is", 10, estimate([-1.0, -3.0])),
     ]
-    found = cells(tables.table(results))
+    rows = cells(tables.table(results))
     # None over itself; 0.5 and 1.0 over its own kind.
-    assert found[6:] == [["gain of two", "elbo", "10", "0.50 ± 0.00"], ["gain of two", "is", "10", "1.00 ± 0.00"]]
+    assert rows[6:] == [["gain of two", "elbo", "10", "0.50 ± 0.00"], ["gain of two", "is", "10", "1.00 ± 0.00"]]
     assert tables.gain(results[1], results) == {}
     assert tables.gain(results[3], results)["reference"] == "one, is"
 
@@ -45,8 +45,8 @@ def test_a_gain_is_over_the_first_model_by_the_same_estimator():
 @pytest.mark.parametrize(("error", "places"), [(0.2, 2), (0.011, 2), (0.0097, 4), (0.0034, 4), (0.00012, 5), (0.0, 2)])
 def test_a_small_error_is_shown_with_two_digits(error, places):
     assert tables.decimals(error) == places
-    one = result("c", "m", "exact", 1, estimate([0.5 - error, 0.5 + error]))  # whose standard error is that
-    assert cells(tables.table([one]))[2][-1] == f"{-0.5:.{places}f} ± {error:.{places}f}"
+    cell = result("c", "m", "exact", 1, estimate([0.5 - error, 0.5 + error]))  # whose standard error is that
+    assert cells(tables.table([cell]))[2][-1] == f"{-0.5:.{places}f} ± {error:.{places}f}"
 
 
 def test_examples_with_a_heavy_tail_are_counted():
@@ -62,12 +62,12 @@ SEEDS = [
 
 
 def test_seeds_are_averaged_and_their_deviation_told():
-    found = cells(tables.table(SEEDS))
+    rows = cells(tables.table(SEEDS))
     # Means over seeds by example: -3, -5.5 and -1.5, -4; means by seed: -4, -4.5 and -3, -2.5.
-    assert found[2][-1] == "4.25 ± 1.25, seeds 0.35"
-    assert found[3][-1] == "2.75 ± 1.25, seeds 0.35, MC 0.05, ESS 8"
+    assert rows[2][-1] == "4.25 ± 1.25, seeds 0.35"
+    assert rows[3][-1] == "2.75 ± 1.25, seeds 0.35, MC 0.05, ESS 8"
     # Differences by seed: 1 and 2; of the means by example 1.5 and 1.5.
-    assert found[4] == ["gain of cvae", "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
+    assert rows[4] == ["gain of cvae", "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
     row = tables.summary(SEEDS[1]) | tables.gain(SEEDS[1], SEEDS)
     assert row["of_seeds"] == [3.0, 2.5] and row["seeds"] == [0, 1]
     assert row["negative_log_likelihood"] == 2.75 and row["gain"] == 1.5
@@ -84,10 +84,41 @@ def test_more_seeds_than_the_reference_has():
 
 
 def test_json_holds_every_example_of_every_seed_and_no_nan():
-    rows = [row for one in SEEDS for row in tables.examples(one)]
+    rows = [row for cell in SEEDS for row in tables.examples(cell)]
     again = json.loads(json.dumps(rows, allow_nan=False))
     assert [row["seed"] for row in again] == [0, 1, 0, 1]
     assert again[2]["value"] == [-2, -4] and again[3]["ess"] == [7, 7] and again[0]["k_hat"] == [None, None]
     one_sample = result("c", "m", "is", 1, estimate([2.0, 1.0], error=np.nan, k_hat=np.inf))
     assert tables.summary(one_sample)["monte_carlo_error"] is None
     assert "MC ?" in tables.table([one_sample])
+
+
+def test_examples_that_belong_together_count_once():
+    """Every example thrice: the errors are those of the examples, for values and gains alike."""
+    rng = np.random.default_rng(0)
+    baseline, cvae = rng.normal(size=(2, 6))
+    clusters = np.repeat(np.array(["a", "b", "c", "d", "e", "f"]), 3)
+
+    def pair(repeats, clusters=None):
+        return [
+            result("c", name, "is", 1000, estimate(np.repeat(values, repeats)))._replace(clusters=clusters)
+            for name, values in (("baseline", baseline), ("cvae", cvae))
+        ]
+
+    alone, together, unaware = pair(1), pair(3, clusters), pair(3)
+
+    def errors(results):
+        numbers = tables.summary(results[1]) | tables.gain(results[1], results)
+        return numbers["standard_error"], numbers["gain_standard_error"]
+
+    assert errors(together) == pytest.approx(errors(alone))
+    assert errors(alone) == pytest.approx([cvae.std(ddof=1) / 6**0.5, (cvae - baseline).std(ddof=1) / 6**0.5])
+    assert (np.array(errors(unaware)) < 0.6 * np.array(errors(alone))).all()
+    assert "clusters" not in json.dumps(tables.summary(together[1]))
+
+
+def test_json_holds_the_parts_of_examples_that_have_several():
+    several = Estimate(*np.zeros((4, 2)), per_factor=np.array([[1.0, 2.0], [3.0, np.nan]]))
+    single = several._replace(per_factor=np.ones((2, 1)))
+    rows = [row for estimates in (several, single) for row in tables.examples(result("c", "m", "is", 9, estimates))]
+    assert rows[0]["per_factor"] == [[1.0, 2.0], [3.0, None]] and "per_factor" not in rows[1]

@@ -95,18 +95,14 @@ def kl_error(draw: Draw) -> Array:
 
 def check_kl(fitted: Fitted, batch: Batch) -> None:
     """The analytic KL(q || p) is the mean of log q - log p under q."""
-    found = plain_mean(
-        inference.scores(fitted, batch, "recognition", kl_error, NUM_SAMPLES, jax.random.key(1))
-    )
+    found = plain_mean(inference.scores(fitted, batch, "recognition", kl_error, NUM_SAMPLES, jax.random.key(1)))
     assert (found.error > 1e-3).all(), "q equals p: nothing to compare"
     assert (np.abs(found.value) < SIGMAS * found.error).all()
 
 
 def check_estimators_agree(fitted: Fitted, batch: Batch) -> None:
     """Importance sampling and simple Monte Carlo, which draw from different places, find the same log p(y|x)."""
-    by_is, by_mc = (
-        inference.log_prob(fitted, batch, name, NUM_SAMPLES, jax.random.key(2)) for name in ("is", "mc")
-    )
+    by_is, by_mc = (inference.log_prob(fitted, batch, name, NUM_SAMPLES, jax.random.key(2)) for name in ("is", "mc"))
     assert (np.minimum(by_is.ess, by_mc.ess) > 50).all(), "too few effective samples to compare"
     assert (np.abs(by_is.value - by_mc.value) < SIGMAS * np.hypot(by_is.error, by_mc.error)).all()
 

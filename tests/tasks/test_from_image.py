@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from by_hand import GRID, LOG_WEIGHTS, TRAINED, generate, in_float64, random_variables
+from by_hand import GRID, LOG_WEIGHTS, generate, in_float64, random_variables
 from scipy import special, stats
+from specs import task_of as made
 
 from configs import mnist_image
-from cvae_jax import keys, tasks
+from cvae_jax import inference, keys
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
-from cvae_jax.tasks import by_image
+from cvae_jax.model import Fitted
+from cvae_jax.tasks import from_image
 
 SIGMAS = 4.5
 SHAPE = (8, 12)  # not square, so that no image is transposed
@@ -26,14 +27,14 @@ def task_of(variant="", **changes):
     config = mnist_image.get_config(variant)
     config.image_shape = SHAPE
     config.update_from_flattened_dict({"cvae.hidden": (16,), "cvae.latent": 2, "cvae.channels": 2, **changes})
-    return tasks.make_task(config)
+    return made(config)
 
 
 def batch_of(task, image, label=None, key=0):
-    index = jnp.arange(len(image))
+    ids = jnp.arange(len(image))
     raw = {"image": jnp.asarray(image, jnp.uint8)} | ({} if label is None else {"label": jnp.asarray(label)})
-    example_keys = keys.per_example(jax.random.key(key), index)
-    return jax.jit(lambda raw: task.batch(raw, index, jnp.ones(len(image)), example_keys, True))(raw)
+    example_keys = keys.per_example(jax.random.key(key), ids)
+    return jax.jit(lambda raw: task.batch(raw, ids, jnp.ones(len(image)), example_keys, jnp.array(0)))(raw)
 
 
 # Batches.
@@ -97,16 +98,16 @@ IMAGES = RNG.uniform(size=(2, *SHAPE))
         ("denoise", np.full((1, *SHAPE), np.nan), None, "x has values that are NaN"),
     ],
 )
-def test_observe_errors(variant, x, y, message):
+def test_errors_of_a_users_arrays(variant, x, y, message):
     with pytest.raises(UserError, match=message):
-        task_of(variant).observe(x, y)
+        task_of(variant).from_user(x, y)
 
 
-def test_observed_is_what_is_known():
-    assert task_of("denoise").observe(3 * IMAGES).x.max() > 1  # noise goes beyond an image's range
-    known = task_of("superres").observe(IMAGES[:, :2, :3], IMAGES.round())
+def test_a_batch_of_a_users_arrays_is_what_is_known():
+    assert task_of("denoise").from_user(3 * IMAGES).x.max() > 1  # noise goes beyond an image's range
+    known = task_of("superres").from_user(IMAGES[:, :2, :3], IMAGES.round())
     np.testing.assert_array_equal(known.y, IMAGES.round())
-    np.testing.assert_array_equal(task_of().observe(IMAGES, [3, 9]).y, [3, 9])
+    np.testing.assert_array_equal(task_of().from_user(IMAGES, [3, 9]).y, [3, 9])
 
 
 def test_raw_labels_are_checked_where_they_are_read():
@@ -146,28 +147,29 @@ def test_variants_that_exclude_each_other():
         mnist_image.get_config("denoise,superres")
 
 
-def test_panels():
+def test_a_grid_of_samples():
     images = {"cvae": RNG.uniform(size=(2, 2, *SHAPE))}
     denoise = task_of("denoise")
-    found = denoise.panels(denoise.observe(3 * IMAGES - 1, IMAGES.round()), images)
-    assert list(found) == ["input", "truth", "sample 1", "sample 2"]
-    np.testing.assert_allclose(found["input"], np.clip(3 * IMAGES - 1, 0, 1), atol=1e-6)
-    np.testing.assert_array_equal(found["truth"], IMAGES.round())
-    np.testing.assert_array_equal(found["sample 2"], images["cvae"][1])
-    small = task_of("superres").observe(IMAGES[:, :2, :3])
-    assert list(task_of("superres").panels(small, images)) == ["input", "sample 1", "sample 2"]
+    columns = denoise.sample_grid(denoise.from_user(3 * IMAGES - 1, IMAGES.round()), images).columns
+    assert list(columns) == ["input", "truth", "sample 1", "sample 2"]
+    np.testing.assert_allclose(columns["input"], np.clip(3 * IMAGES - 1, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(columns["truth"], IMAGES.round())
+    np.testing.assert_array_equal(columns["sample 2"], images["cvae"][1])
+    small = task_of("superres").from_user(IMAGES[:, :2, :3])
+    assert list(task_of("superres").sample_grid(small, images).columns) == ["input", "sample 1", "sample 2"]
     p = np.full((1, 2, 10), 0.02)
     p[0, 0, [7, 8]], p[0, 1, [0, 1]] = (0.55, 0.29), (0.3, 0.546)
-    found = task_of().panels(task_of().observe(IMAGES, [8, 1]), {"cvae": jnp.asarray(p, jnp.float32)})
-    assert {name: list(found[name]) for name in list(found)[1:]} == {
+    columns = task_of().sample_grid(task_of().from_user(IMAGES, [8, 1]), {"cvae": jnp.asarray(p, jnp.float32)}).columns
+    assert {name: list(columns[name]) for name in list(columns)[1:]} == {
         "drawn y": ["8", "1"],
         "prediction": ["7: 0.55\n8: 0.29", "1: 0.55\n0: 0.30"],
     }
-    assert list(task_of().panels(task_of().observe(IMAGES), {"cvae": p.repeat(2, 0)}))[1:] == ["given z 1", "given z 2"]
+    columns = task_of().sample_grid(task_of().from_user(IMAGES), {"cvae": p.repeat(2, 0)}).columns
+    assert list(columns)[1:] == ["given z 1", "given z 2"]
 
 
 def test_runs_that_are_given_other_noise_stand_in_other_columns():
-    assert task_of("denoise").column != task_of("denoise", noise=0.1).column
+    assert task_of("denoise").title != task_of("denoise", noise=0.1).title
 
 
 # The model.
@@ -184,8 +186,8 @@ def test_runs_that_are_given_other_noise_stand_in_other_columns():
 )
 def test_what_reads_x(changes, readers):
     task = task_of(**changes)
-    model, batch = task.stages[0].model, task.observe(IMAGES, [1, 2])
-    params = jax.eval_shape(model.init, jax.random.key(0), batch)["params"]
+    model, batch = task.stages[0].model, task.from_user(IMAGES, [1, 2])
+    params = jax.eval_shape(model.init, jax.random.key(0), batch, {})["params"]
     networks = {"generation_net", "recognition_net"} | ({"prior_net"} if "cvae.prior" in changes else set())
     assert set(params) == {f"{name}_reader" for name in readers} | networks
     for name in readers:
@@ -194,16 +196,16 @@ def test_what_reads_x(changes, readers):
 
 def test_tied_weights_are_one_reader_for_all():
     tied, untied = (task_of(**{"cvae.prior": "learned", "cvae.tie_weights": tie}) for tie in (True, False))
-    batch = tied.observe(IMAGES, [1, 2])
+    batch = tied.from_user(IMAGES, [1, 2])
     params = random_variables(tied.stages[0].model, batch)["params"]
     reader = params["generation_reader"]
     equal = {**params, "recognition_reader": reader, "prior_reader": reader}
     for proposal in ("recognition", "prior"):
-        one, other = (
-            contract.draw_eagerly(task.stages[0].model, proposal, {"params": own}, batch)
+        drawn = [
+            contract.draw_eagerly(proposal, Fitted(task.stages[0].model, {"params": own}), batch)
             for task, own in ((tied, params), (untied, equal))
-        )
-        jax.tree.map(np.testing.assert_array_equal, one, other)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *drawn)
 
 
 def features(reader, images):
@@ -211,30 +213,30 @@ def features(reader, images):
     padded = np.pad(images, ((0, 0), (0, 1), (0, 1)))
     height, width = images.shape[1] // 2, images.shape[2] // 2
     patches = [[padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] for j in range(width)] for i in range(height)]
-    found = np.einsum("ijbhw,hwoc->bijc", patches, reader["Conv_0"]["kernel"]) + reader["Conv_0"]["bias"]
-    return np.maximum(found, 0).reshape(len(images), -1)
+    outputs = np.einsum("ijbhw,hwoc->bijc", patches, reader["Conv_0"]["kernel"]) + reader["Conv_0"]["bias"]
+    return np.maximum(outputs, 0).reshape(len(images), -1)
 
 
 @pytest.fixture(scope="module")
 def labelled():
     """A task with N(0, I) as its prior, its model's variables, and the truth: p(y|x,z) on the grid [x, z, y]."""
     task = task_of()
-    variables = random_variables(task.stages[0].model, task.observe(IMAGES, [1, 2]))
+    variables = random_variables(task.stages[0].model, task.from_user(IMAGES, [1, 2]))
     recognition = variables["params"]["recognition_net"]
     variables["params"]["recognition_net"] = jax.tree.map(lambda leaf: 0.3 * leaf, recognition)  # q is wide
     params = in_float64(variables)
     x = features(params["generation_reader"], IMAGES)
-    return task, variables, np.stack([special.softmax(generate(params, one, GRID), -1) for one in x])
+    return task, variables, np.stack([special.softmax(generate(params, row, GRID), -1) for row in x])
 
 
 def test_the_probabilities_of_all_labels_are_those_by_quadrature_and_sum_to_one(labelled):
     task, variables, on_grid = labelled
     truth = np.einsum("xzy,z->xy", on_grid, np.exp(LOG_WEIGHTS))
     np.testing.assert_allclose(truth.sum(1), 1, atol=1e-6)  # the grid is wide and fine enough
-    batch = task.observe(np.repeat(IMAGES, 10, 0), np.tile(np.arange(10), 2))
-    wanted = [("is", 4000), ("mc", 4000)]
-    found = inference.log_probs(task.stages[0].model, variables, batch, wanted, jax.random.key(0))
-    for estimate in found.values():
+    batch = task.from_user(np.repeat(IMAGES, 10, 0), np.tile(np.arange(10), 2))
+    fitted = Fitted(task.stages[0].model, variables)
+    estimates = inference.log_probs(fitted, batch, [("is", 4000), ("mc", 4000)], jax.random.key(0))
+    for estimate in estimates.values():
         assert (estimate.ess > 50).all()
         assert (np.abs(estimate.value - np.log(truth).ravel()) < SIGMAS * estimate.error).all()
         p = np.exp(estimate.value).reshape(2, 10)
@@ -244,20 +246,21 @@ def test_the_probabilities_of_all_labels_are_those_by_quadrature_and_sum_to_one(
 
 def test_the_predictive_distribution_and_its_entropy(labelled):
     task, variables, on_grid = labelled
-    model, batch, key = task.stages[0].model, task.observe(IMAGES, [1, 2]), jax.random.key(0)
-    found = by_image.predictive(model, variables, batch, TRAINED, key, 1000)
+    model, batch, key = task.stages[0].model, task.from_user(IMAGES, [1, 2]), jax.random.key(0)
+    fitted = Fitted(model, variables)
+    p = from_image.predictive(fitted, batch, key, 1000)
     mean, square = (np.einsum("xzy,z->xy", on_grid**power, np.exp(LOG_WEIGHTS)) for power in (1, 2))
-    assert (np.abs(found - mean) < SIGMAS * np.sqrt((square - mean**2) / 1000)).all()
-    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
-    measured = task.measures.of_batch(model, variables, batch, TRAINED, key)
-    ((name, values),) = measured.items()
-    assert name == "entropy of sampled labels, nats (1,000 draws of z)" and task.measures.known == {name: np.log(2)}
-    np.testing.assert_allclose(values, stats.entropy(found, axis=1), rtol=1e-5)
-    exact = TRAINED._replace(exact=True, predicts_from="prior_mean")
-    at_mean = by_image.predictive(model, variables, batch, exact, key, 1000)
-    np.testing.assert_allclose(at_mean, inference.predict(model, variables, batch), rtol=1e-5)
+    assert (np.abs(p - mean) < SIGMAS * np.sqrt((square - mean**2) / 1000)).all()
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    ((name, metric),) = task.metrics(fitted, batch, key).items()
+    assert (name, metric.unit) == ("entropy of sampled labels", "nats (1,000 draws of z)")
+    assert metric.perfect == np.log(2)
+    np.testing.assert_allclose(metric.values, stats.entropy(p, axis=1), rtol=1e-5)
+    exact = Fitted(model, variables, exact=True, predicts_from="prior_mean")
+    at_mean = from_image.predictive(exact, batch, key, 1000)
+    np.testing.assert_allclose(at_mean, inference.predict(exact, batch), rtol=1e-5)
 
 
 def test_entropy_at_its_limits():
     p = np.array([np.eye(10)[3], np.full(10, 0.1), np.eye(10)[[3, 4]].mean(0)])
-    np.testing.assert_allclose(by_image.entropy(p), np.log([1, 10, 2]), atol=1e-6)
+    np.testing.assert_allclose(from_image.entropy(p), np.log([1, 10, 2]), atol=1e-6)

@@ -3,23 +3,25 @@
 import itertools
 import json
 import re
+from functools import partial
 
 import contract
 import jax
 import numpy as np
 import pytest
-from by_hand import GRID, LOG_WEIGHTS, TRAINED, generate, in_float64, mlp, random_variables
+from by_hand import GRID, LOG_WEIGHTS, generate, in_float64, mlp, random_variables
 from scipy import special, stats
+from specs import load
+from specs import task_of as made
 
 import cvae_jax
 from configs import mnist_class, mnist_vae
-from cvae_jax import data, evaluation, keys, tasks
+from cvae_jax import evaluation, inference, keys
 from cvae_jax.distributions import MAX_LOG_SCALE
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
 from cvae_jax.inference.estimators import elbo_score
-from cvae_jax.model import How
-from cvae_jax.tasks import by_label
+from cvae_jax.model import Fitted
+from cvae_jax.tasks import from_label
 
 SIGMAS = 4.5
 SHAPE = (8, 6)  # not square, so that no image is transposed
@@ -32,7 +34,7 @@ def task_of(config, **changes):
     """The task with tiny networks; changes are flattened keys."""
     config.image_shape = SHAPE
     config.update_from_flattened_dict({"cvae.hidden": (16,), "cvae.latent": 2, **changes})
-    return tasks.make_task(config)
+    return made(config)
 
 
 def of_labels(**changes):
@@ -50,12 +52,12 @@ def bernoulli(logits, y):
 
 def by_quadrature(variables, images):
     """log p(image | label) under every label, [10, batch]."""
-    params, found = in_float64(variables), []
+    params, by_label = in_float64(variables), []
     for x in np.eye(10):
         logits = generate(params, x, GRID)
         log_p_y = images.reshape(len(images), -1) @ logits.T - np.logaddexp(0, logits).sum(-1)
-        found.append(special.logsumexp(log_p_y + LOG_WEIGHTS, 1))
-    return np.stack(found)
+        by_label.append(special.logsumexp(log_p_y + LOG_WEIGHTS, 1))
+    return np.stack(by_label)
 
 
 def means(variables, x, z, activation="relu"):
@@ -75,9 +77,9 @@ def dense(*widths):
     ],
 )
 def test_networks_of_the_seed_and_of_the_paper(config, label, recognition, generation):
-    task = tasks.make_task(config)
-    batch = task.observe(label, np.zeros((1, 28, 28)))
-    params = jax.eval_shape(task.stages[0].model.init, jax.random.key(0), batch)["params"]
+    task = made(config)
+    batch = task.from_user(label, np.zeros((1, 28, 28)))
+    params = jax.eval_shape(task.stages[0].model.init, jax.random.key(0), batch, {})["params"]
     assert {name: sum(leaf.size for leaf in jax.tree.leaves(net)) for name, net in params.items()} == {
         "recognition_net": dense(*recognition),
         "generation_net": dense(*generation),
@@ -88,9 +90,9 @@ def test_networks_of_the_seed_and_of_the_paper(config, label, recognition, gener
 def test_a_given_z_is_scored_as_by_hand(labels, activation):
     make = vae if labels is None else of_labels
     task = make(**{"cvae.latent": 3, "cvae.hidden": (16, 12), "cvae.activation": activation})
-    batch, model = task.observe(labels, IMAGES), task.stages[0].model
+    batch, model = task.from_user(labels, IMAGES), task.stages[0].model
     variables, z = random_variables(model, batch), RNG.normal(size=(len(IMAGES), 3)).astype(np.float32)
-    found = contract.draw(model, "given", variables, batch, (z,))
+    draw = contract.draw("given", Fitted(model, variables), batch, (z,))
 
     params, y = in_float64(variables), IMAGES.reshape(len(IMAGES), -1).astype(np.float64)
     x = np.zeros((len(y), 0)) if labels is None else np.eye(10)[labels]
@@ -98,18 +100,18 @@ def test_a_given_z_is_scored_as_by_hand(labels, activation):
     mean, scale = outputs[:, :3], np.exp(MAX_LOG_SCALE * np.tanh(outputs[:, 3:] / MAX_LOG_SCALE))
     log_p_y = bernoulli(generate(params, x, z, activation), y)
     kl = (scale**2 + mean**2 - 1) / 2 - np.log(scale)
-    np.testing.assert_allclose(found.log_p_y, log_p_y, rtol=1e-5)
-    np.testing.assert_allclose(found.log_p_z, stats.norm.logpdf(z).sum(1), rtol=1e-5)
-    np.testing.assert_allclose(found.log_q_z, stats.norm.logpdf(z, mean, scale).sum(1), rtol=1e-5)
-    np.testing.assert_allclose(found.kl[0], kl, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(elbo_score(found), log_p_y - kl.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(draw.log_p_y, log_p_y, rtol=1e-5)
+    np.testing.assert_allclose(draw.log_p_z, stats.norm.logpdf(z).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(draw.log_q_z, stats.norm.logpdf(z, mean, scale).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(draw.kl[0], kl, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(elbo_score(draw), log_p_y - kl.sum(1), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def classified():
     """A task, its model's variables, images drawn from the model, the labels of half of them, and the truth."""
     task = of_labels(**{"measure_samples": 2000, "targets": "dynamic"})
-    variables = random_variables(task.stages[0].model, task.observe(LABELS, IMAGES.round()))
+    variables = random_variables(task.stages[0].model, task.from_user(LABELS, IMAGES.round()))
     params = variables["params"]
     for name, factor in (("first_x", 3), ("first_z", 0.3)):  # labels show more than styles
         params["generation_net"][name]["kernel"] *= factor
@@ -123,37 +125,35 @@ def classified():
 
 def test_classify_by_bayes_rule(classified):
     task, variables, images, labels, truth = classified
-    model, key = task.stages[0].model, jax.random.key(0)
-    batch = task.observe(labels, images)
-    found = by_label.classify(model, variables, batch, TRAINED, key, 10, 2000)
+    fitted, key = Fitted(task.stages[0].model, variables), jax.random.key(0)
+    batch = task.from_user(labels, images)
+    log_p = from_label.classify(fitted, batch, key, 10, 2000)
     errors = np.empty_like(truth)
     for label in range(10):
-        under = task.observe(np.full(len(images), label), images)
-        one = inference.log_prob(model, variables, under, "is", 2000, key)
-        np.testing.assert_array_equal(found[label], one.value)
-        assert (one.ess > 50).all()
-        assert (np.abs(one.value - truth[label]) < SIGMAS * one.error).all()
-        errors[label] = one.error
+        under = task.from_user(np.full(len(images), label), images)
+        estimate = inference.log_prob(fitted, under, "is", 2000, key)
+        np.testing.assert_array_equal(log_p[label], estimate.value)
+        assert (estimate.ess > 50).all()
+        assert (np.abs(estimate.value - truth[label]) < SIGMAS * estimate.error).all()
+        errors[label] = estimate.error
     best = truth.argmax(0), np.arange(len(images))
     clear = truth[best] - truth > SIGMAS * np.hypot(errors, errors[best])
     assert (clear.sum(0) == 9).all(), "two labels are too close to compare"
-    np.testing.assert_array_equal(found.argmax(0), truth.argmax(0))
-    measured = task.measures.of_batch(model, variables, batch, TRAINED, key)
+    np.testing.assert_array_equal(log_p.argmax(0), truth.argmax(0))
+    metrics = task.metrics(fitted, batch, key)
     right = truth.argmax(0) == labels
     assert 0 < right.sum() < len(right)
-    assert list(measured) == ["accuracy by Bayes' rule, labels equally frequent (is, 2,000 samples)"]
-    np.testing.assert_array_equal(next(iter(measured.values())), right.astype(float))
+    assert list(metrics) == ["accuracy by Bayes' rule, labels equally frequent (is, 2,000 samples)"]
+    np.testing.assert_array_equal(next(iter(metrics.values())).values, right.astype(float))
 
 
 def test_classify_where_the_likelihood_is_exact(classified):
     task, variables, images, labels, _ = classified
-    how = How(exact=True, has_recognition=False, predicts_from="prior_mean")
-    found = by_label.classify(
-        task.stages[0].model, variables, task.observe(labels, images), how, jax.random.key(0), 10, 1
-    )
+    fitted = Fitted(task.stages[0].model, variables, exact=True, has_recognition=False, predicts_from="prior_mean")
+    log_p = from_label.classify(fitted, task.from_user(labels, images), jax.random.key(0), 10, 1)
     y, params = images.reshape(len(images), -1), in_float64(variables)
     wanted = [bernoulli(generate(params, x, np.zeros(2)), y) for x in np.eye(10)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(log_p, wanted, rtol=1e-5)
 
 
 ZEROS = np.zeros((2, *SHAPE))
@@ -174,15 +174,15 @@ ZEROS = np.zeros((2, *SHAPE))
         (vae(), None, np.zeros((2, 48)), r"y has shape \(2, 48\), expected \[batch, 8, 6\]"),
     ],
 )
-def test_observe_errors(task, x, y, message):
+def test_errors_of_a_users_labels_and_images(task, x, y, message):
     with pytest.raises(UserError, match=message):
-        task.observe(x, y)
+        task.from_user(x, y)
 
 
-def test_observe():
-    np.testing.assert_array_equal(of_labels(num_classes=4).observe([2, 0]).x, [[0, 0, 1, 0], [1, 0, 0, 0]])
-    assert vae().observe().x.shape == (1, 0)
-    assert vae().observe(None, ZEROS).x.shape == (2, 0)
+def test_a_users_labels_and_images():
+    np.testing.assert_array_equal(of_labels(num_classes=4).from_user([2, 0]).x, [[0, 0, 1, 0], [1, 0, 0, 0]])
+    assert vae().from_user().x.shape == (1, 0)
+    assert vae().from_user(None, ZEROS).x.shape == (2, 0)
 
 
 def test_raw_labels_that_the_config_does_not_have_are_refused():
@@ -213,80 +213,88 @@ def test_config_errors_name_the_key(make, changes, message):
         make(**changes)
 
 
-def test_panels():
+def test_a_grid_of_samples():
     samples = {"cvae": RNG.uniform(size=(2, len(LABELS), *SHAPE))}
-    found = of_labels().panels(of_labels().observe(LABELS, IMAGES), samples)
-    assert list(found) == ["label", "truth", "sample 1", "sample 2"]
-    np.testing.assert_array_equal(found["truth"], IMAGES)
-    assert list(found["label"]) == ["3", "0", "9", "5", "5", "2"]
-    without = vae().panels(vae().observe(None, IMAGES), samples)
+    labelled = of_labels().sample_grid(of_labels().from_user(LABELS, IMAGES), samples).columns
+    assert list(labelled) == ["label", "truth", "sample 1", "sample 2"]
+    np.testing.assert_array_equal(labelled["truth"], IMAGES)
+    assert list(labelled["label"]) == ["3", "0", "9", "5", "5", "2"]
+    without = vae().sample_grid(vae().from_user(None, IMAGES), samples).columns
     assert list(without) == ["sample 1", "sample 2"]
-    for panels in (found, without):
+    for columns in (labelled, without):
         for number in (1, 2):
-            np.testing.assert_array_equal(panels[f"sample {number}"], samples["cvae"][number - 1])
-    one = {"cvae": samples["cvae"][:1]}
-    assert list(of_labels().panels(of_labels().observe(LABELS), one)) == ["label", "prediction"]
+            np.testing.assert_array_equal(columns[f"sample {number}"], samples["cvae"][number - 1])
+    single = {"cvae": samples["cvae"][:1]}
+    assert list(of_labels().sample_grid(of_labels().from_user(LABELS), single).columns) == ["label", "prediction"]
 
 
-def test_pictures_of_labels():
+@partial(jax.jit, static_argnums=0)
+def shown(proposal, fitted, batch):
+    """The first draw of a figure."""
+    example_keys = jax.vmap(jax.random.fold_in, (0, None))(keys.per_example(jax.random.key(0), batch.ids), 0)
+    return fitted.draw(fitted.encode(batch), example_keys, proposal)
+
+
+def test_figures_of_labels():
     task = of_labels()
-    model, batch = task.stages[0].model, task.observe(LABELS, IMAGES)
-    variables = random_variables(model, batch)
+    model, batch = task.stages[0].model, task.from_user(LABELS, IMAGES)
     # From the mean of the prior, so that each digit's z is known: 0.
-    how = TRAINED._replace(predicts_from="prior_mean")
-    found = task.pictures(model, variables, batch, how, jax.random.key(0))
-    assert list(found) == ["analogies", "labels"]
-    z = np.asarray(contract.draw(model, "recognition", variables, batch).z[0])  # under the same keys
-    columns, rows = found["analogies"][:2]
+    fitted = Fitted(model, random_variables(model, batch), predicts_from="prior_mean")
+    variables = fitted.variables
+    grids = task.figures(fitted, batch, jax.random.key(0))
+    assert list(grids) == ["analogies", "labels"]
+    z = np.asarray(shown("recognition", fitted, batch).z[0])  # under the same keys
+    columns, rows = grids["analogies"][:2]
     assert list(columns) == ["image", *map(str, range(10))]
     assert rows == ("3", "0", "9", "5", "5", "2")
     np.testing.assert_array_equal(columns["image"], IMAGES)
     for label in range(10):
         np.testing.assert_allclose(columns[str(label)], means(variables, np.eye(10)[label], z), atol=1e-5)
-    columns, rows = found["labels"][:2]
+    columns, rows = grids["labels"][:2]
     assert list(columns) == [f"sample {number}" for number in range(1, 11)] and rows == tuple("0123456789")
     for images in columns.values():
         np.testing.assert_allclose(images, means(variables, np.eye(10), np.zeros((10, 2))), atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "how"),
-    [({"cvae.prior": "learned"}, TRAINED), ({}, TRAINED._replace(has_recognition=False))],
+    ("changes", "has_recognition"),
+    [({"cvae.prior": "learned"}, True), ({}, False)],
 )
-def test_analogies_carry_the_noise_where_no_image_can_be_carried(changes, how):
+def test_analogies_carry_the_noise_where_no_image_can_be_carried(changes, has_recognition):
     task = of_labels(**changes)
-    model, batch = task.stages[0].model, task.observe(LABELS, IMAGES)
-    variables = random_variables(model, batch)
-    columns, rows = task.pictures(model, variables, batch, how, jax.random.key(0))["analogies"][:2]
+    model, batch = task.stages[0].model, task.from_user(LABELS, IMAGES)
+    fitted = Fitted(model, random_variables(model, batch), has_recognition=has_recognition)
+    columns, rows = task.figures(fitted, batch, jax.random.key(0))["analogies"][:2]
     assert list(columns) == list("0123456789") and rows == ()
-    nothing = contract.draw(model, "prior", variables, batch._replace(x=0 * batch.x, y=None))
+    nothing = shown("prior", fitted, batch._replace(x=0 * batch.x, y=None))
     for label, images in enumerate(columns.values()):
         x = np.tile(np.eye(10)[label], (len(LABELS), 1))
-        drawn = contract.draw(model, "prior", variables, batch._replace(x=x.astype(np.float32), y=None))
+        drawn = shown("prior", fitted, batch._replace(x=x.astype(np.float32), y=None))
         np.testing.assert_allclose(images, drawn.p_y.mean, atol=1e-5)
         # Under N(0, I) the same noise is the same z; under a learned prior its place moves with the label.
         assert np.allclose(drawn.z[0], nothing.z[0], atol=1e-5) == (not changes)
 
 
-def test_pictures_of_the_vae():
+def test_figures_of_the_vae():
     task, nothing = vae(), np.zeros(0)
-    model, batch = task.stages[0].model, task.observe(None, IMAGES)
+    model, batch = task.stages[0].model, task.from_user(None, IMAGES)
     variables = random_variables(model, batch)
-    found = task.pictures(model, variables, batch, TRAINED, jax.random.key(0))
-    assert list(found) == ["reconstructions", "manifold"]
-    columns, rows = found["reconstructions"][:2]
+    fitted = Fitted(model, variables)
+    grids = task.figures(fitted, batch, jax.random.key(0))
+    assert list(grids) == ["reconstructions", "manifold"]
+    columns, rows = grids["reconstructions"][:2]
     assert list(columns) == ["image", *(f"draw {number}" for number in range(1, 11))] and rows == ()
     np.testing.assert_array_equal(columns["image"], IMAGES)
-    encoding = model.encode(variables, batch)
+    encoding = fitted.encode(batch)
     for number in (0, 9):
-        of_draw = jax.vmap(jax.random.fold_in, (0, None))(keys.per_example(jax.random.key(0), batch.index), number)
-        z = np.asarray(model.draw(variables, encoding, of_draw, "recognition").z[0])
+        of_draw = jax.vmap(jax.random.fold_in, (0, None))(keys.per_example(jax.random.key(0), batch.ids), number)
+        z = np.asarray(fitted.draw(encoding, of_draw, "recognition").z[0])
         wanted = means(variables, nothing, z, "tanh")
         np.testing.assert_allclose(columns[f"draw {number + 1}"], wanted, atol=1e-5)
-    without_q = TRAINED._replace(has_recognition=False)
-    assert list(task.pictures(model, variables, batch, without_q, jax.random.key(0))) == ["manifold"]
+    without_q = Fitted(model, variables, has_recognition=False)
+    assert list(task.figures(without_q, batch, jax.random.key(0))) == ["manifold"]
     quantiles = stats.norm.ppf((np.arange(20) + 0.5) / 20)
-    columns, rows = found["manifold"][:2]
+    columns, rows = grids["manifold"][:2]
     assert list(columns) == [f"{z1:.2f}" for z1 in quantiles] and rows == tuple(f"{-z2:.2f}" for z2 in quantiles)
     for z1, images in zip(quantiles, columns.values(), strict=True):
         z = np.stack([np.full(20, z1), quantiles[::-1]], 1)  # upwards, as in a plot
@@ -305,13 +313,13 @@ def test_from_training_to_a_measured_accuracy(tmp_path, capsys):
         assert loss == pytest.approx(reconstruction + kl, abs=2e-3)
         assert 0 < kl < reconstruction
 
-    evaluation.evaluate([str(tmp_path / "run")], ["is"], [100], num_examples=20, output=str(tmp_path / "eval"))
+    request = evaluation.Request(["is"], [100], num_examples=20, output=str(tmp_path / "eval"))
+    evaluation.evaluate([str(tmp_path / "run")], request)
     trained = cvae_jax.load(str(tmp_path / "run"))
-    arrays = {name: array[:20] for name, array in data.load(config.data, trained.task)["test"].items()}
-    batch = trained.task.observe(arrays["label"], arrays["image"] / 255)
-    model, variables = trained.model()
-    found = by_label.classify(model, variables, batch, trained.how(), keys.stream(0, "evaluation"), 10, 100)
-    right = found.argmax(0) == arrays["label"]
+    arrays = {name: array[:20] for name, array in load(config)[1]["test"].items()}
+    batch = trained.task.from_user(arrays["label"], arrays["image"] / 255)
+    log_p = from_label.classify(trained.fitted(), batch, keys.stream(0, "evaluation"), 10, 100)
+    right = log_p.argmax(0) == arrays["label"]
     assert 0 < right.mean() < 1
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["task_measures"]
     assert (row["name"], row["model"]) == (

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from specs import task_of as made
 
 from configs import mnist_quadrants
-from cvae_jax import keys, objectives
+from cvae_jax import inference, keys, objectives
 from cvae_jax.errors import UserError
-from cvae_jax.inference import draws as inference
+from cvae_jax.model import Fitted
 from cvae_jax.tasks import quadrants
 
 SIGMAS = 4.5
@@ -18,14 +19,14 @@ def task_of(number=1, **changes):
     """The task on 8x8 images with tiny networks."""
     config = mnist_quadrants.get_config(f"{number},smoke")
     config.update(changes)
-    return quadrants.make_task(config)
+    return made(config)
 
 
 def batch_of(task, image, key=0):
     count = len(image)
-    index = jnp.arange(count)
-    example_keys = keys.per_example(jax.random.key(key), index)
-    return task.batch({"image": jnp.asarray(image, jnp.uint8)}, index, jnp.ones(count), example_keys, True)
+    ids = jnp.arange(count)
+    example_keys = keys.per_example(jax.random.key(key), ids)
+    return task.batch({"image": jnp.asarray(image, jnp.uint8)}, ids, jnp.ones(count), example_keys, jnp.array(0))
 
 
 def some_images(count=3):
@@ -41,8 +42,8 @@ def test_observed_quadrants(half):
         3: [[see, see], [see, hide]],
     }
     for number, blocks in wanted.items():
-        found = quadrants.observed_quadrants(number, (2 * half, 2 * half))
-        np.testing.assert_array_equal(found, np.block(blocks))
+        observed = quadrants.observed_quadrants(number, (2 * half, 2 * half))
+        np.testing.assert_array_equal(observed, np.block(blocks))
 
 
 def test_four_quadrants_leave_nothing_to_predict():
@@ -95,25 +96,31 @@ def test_errors_name_the_key(changes, message):
 
 
 def init(task, batch):
-    """Variables of the baseline and of the CVAE."""
+    """The baseline and the CVAE with variables."""
     baseline, cvae = (stage.model for stage in task.stages)
-    frozen, variables = (jax.jit(model.init)(jax.random.key(0), batch) for model in (baseline, cvae))
-    return (baseline, frozen), (cvae, {**variables, "frozen": {"baseline": frozen}})
+    frozen = jax.jit(baseline.init)(jax.random.key(0), batch, {})
+    earlier = {"baseline": frozen}
+    variables = jax.jit(cvae.init)(jax.random.key(0), batch, earlier)
+    return Fitted(baseline, frozen), Fitted(cvae, {**variables, "frozen": earlier})
 
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_observed_pixels_of_y_do_not_count(stage):
     task = task_of(3)
     batch = batch_of(task, some_images())
-    model, variables = init(task, batch)[stage]
-    sample_keys = keys.per_example(jax.random.key(0), batch.index)
+    fitted = init(task, batch)[stage]
+    sample_keys = keys.per_example(jax.random.key(0), batch.ids)
 
     @jax.jit
     @jax.grad
     def gradient(y):
-        encoding = model.encode(variables, batch._replace(y=y))
-        draw = jax.tree.map(lambda leaf: leaf[None], model.draw(variables, encoding, sample_keys, "recognition"))
-        return objectives.elbo(lambda proposal: draw)[0].sum() + objectives.iwae(lambda proposal: draw)[0].sum()
+        encoding = fitted.encode(batch._replace(y=y))
+        drawn = jax.tree.map(lambda leaf: leaf[None], fitted.draw(encoding, sample_keys, "recognition"))
+
+        def draw(proposal):
+            return drawn
+
+        return objectives.elbo(draw, batch)[0].sum() + objectives.iwae(draw, batch)[0].sum()
 
     by_pixel = np.asarray(gradient(batch.y))
     hidden = np.asarray(batch.weight) == 1
@@ -124,14 +131,14 @@ def test_the_observed_pixels_of_y_do_not_count(stage):
 def test_the_hidden_pixels_are_not_seen_when_predicting():
     task = task_of()
     images = some_images() / 255
-    known = task.observe(images)
+    known = task.from_user(images)
     assert known.y is None
-    other = task.observe(np.where(np.asarray(known.weight) > 0, 1 - images, images))
-    predict = jax.jit(inference.predict, static_argnums=0)
-    for model, variables in init(task, known):
-        found = predict(model, variables, known)
-        np.testing.assert_array_equal(found, predict(model, variables, other))
-        np.testing.assert_array_equal(found, predict(model, variables, known._replace(y=jnp.asarray(images))))
+    other = task.from_user(np.where(np.asarray(known.weight) > 0, 1 - images, images))
+    predict = jax.jit(inference.predict)
+    for fitted in init(task, known):
+        predicted = predict(fitted, known)
+        np.testing.assert_array_equal(predicted, predict(fitted, other))
+        np.testing.assert_array_equal(predicted, predict(fitted, known._replace(y=jnp.asarray(images, jnp.float32))))
 
 
 def dense(*widths):
@@ -140,13 +147,16 @@ def dense(*widths):
 
 
 def test_networks_of_the_seed():
-    task = quadrants.make_task(mnist_quadrants.get_config("1"))
-    batch = task.observe(np.zeros((1, 28, 28)), np.zeros((1, 28, 28)))
+    task = made(mnist_quadrants.get_config("1"))
+    batch = task.from_user(np.zeros((1, 28, 28)), np.zeros((1, 28, 28)))
 
     def count(tree):
         return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
-    baseline, cvae = (jax.eval_shape(stage.model.init, jax.random.key(0), batch)["params"] for stage in task.stages)
+    first, second = (stage.model for stage in task.stages)
+    frozen = jax.eval_shape(first.init, jax.random.key(0), batch, {})
+    variables = jax.eval_shape(second.init, jax.random.key(0), batch, {"baseline": frozen})
+    baseline, cvae = frozen["params"], variables["params"]
     assert count(baseline) == dense(784, 500, 500, 784) == 1_035_784
     assert {name: count(network) for name, network in cvae.items()} == {
         "prior_net": dense(784, 500, 500, 2 * 200),
@@ -170,21 +180,21 @@ def test_networks_of_the_seed():
         (np.zeros((2, 8, 8)), np.full((2, 8, 8), np.nan), "y has values .* NaN"),
     ],
 )
-def test_observe_errors(x, y, message):
+def test_errors_of_a_users_images(x, y, message):
     with pytest.raises(UserError, match=message):
-        task_of().observe(x, y)
+        task_of().from_user(x, y)
 
 
-def test_panels_show_what_was_observed_as_it_was():
+def test_a_grid_shows_what_was_observed_as_it_was():
     task = task_of()
     images = some_images() / 255
-    batch = task.observe(images, images)
+    batch = task.from_user(images, images)
     samples = np.random.default_rng(1).uniform(size=(2, 3, 8, 8)).astype(np.float32)
-    panels = task.panels(batch, {"baseline": samples[:1], "cvae": samples})
-    assert list(panels) == ["input", "truth", "baseline", "sample 1", "sample 2"]
+    columns = task.sample_grid(batch, {"baseline": samples[:1], "cvae": samples}).columns
+    assert list(columns) == ["input", "truth", "baseline", "sample 1", "sample 2"]
     hidden = np.asarray(batch.weight) == 1
-    assert np.isnan(panels["input"][hidden]).all()
-    np.testing.assert_allclose(panels["input"][~hidden], images[~hidden], rtol=1e-6)
-    np.testing.assert_allclose(panels["truth"], images, rtol=1e-6)
+    assert np.isnan(columns["input"][hidden]).all()
+    np.testing.assert_allclose(columns["input"][~hidden], images[~hidden], rtol=1e-6)
+    np.testing.assert_allclose(columns["truth"], images, rtol=1e-6)
     for name, sample in zip(["baseline", "sample 1", "sample 2"], [samples[0], *samples], strict=True):
-        np.testing.assert_allclose(panels[name], np.where(hidden, sample, images), rtol=1e-6)
+        np.testing.assert_allclose(columns[name], np.where(hidden, sample, images), rtol=1e-6)

@@ -15,11 +15,11 @@ from cvae_jax.training.checkpoints import KEEP, Checkpoints, write_atomically
 
 
 class State(NamedTuple):
-    """A small one of the same kinds of leaves as `training.State`."""
+    """A small one of the same kinds of leaves as `step.State`."""
 
     step: Any
     variables: Any
-    best_loss: Any
+    best_score: Any
 
 
 def state_of(step):
@@ -34,13 +34,13 @@ def target():
 
 
 def assert_restores(folder, step):
-    found = Checkpoints(folder).restore_newest(target())
+    restored = Checkpoints(folder).restore_newest(target())
 
-    def assert_same_bits(found, wanted):
-        assert found.dtype == wanted.dtype and found.sharding == wanted.sharding
-        assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
+    def assert_same_bits(leaf, wanted):
+        assert leaf.dtype == wanted.dtype and leaf.sharding == wanted.sharding
+        assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
 
-    jax.tree.map(assert_same_bits, found, state_of(step))
+    jax.tree.map(assert_same_bits, restored, state_of(step))
 
 
 @pytest.fixture(scope="module")

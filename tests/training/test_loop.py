@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from command import ROOT
 from small_runs import small_config
+from specs import NOTHING, load
 
 import cvae_jax
-from cvae_jax import data, experiment, parallel, tasks
+from cvae_jax import parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
-from cvae_jax.training import epochs
+from cvae_jax.training import epochs, step, workdir
 from cvae_jax.training import log as metrics
-from cvae_jax.training import loop as training
 from cvae_jax.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("optimized")
@@ -102,12 +102,12 @@ def test_early_stopping_hands_on_the_best_weights(tmp_path):
     best = int(np.argmin(losses))
     assert len(rows) == best + 1 + 2 < 60
     loaded = cvae_jax.load(str(tmp_path))
-    model, variables = loaded.model("baseline")
-    arrays = data.load(config.data, loaded.task)["valid"]
-    index = jnp.arange(200)
-    unused = jax.vmap(jax.random.key)(index)
-    batch = loaded.task.batch({"image": jnp.asarray(arrays["image"])}, index, jnp.ones(200), unused, False)
-    loss = -model.draw(variables, model.encode(variables, batch), unused, "prior").log_p_y.mean()
+    fitted = loaded.fitted("baseline")
+    _, splits = load(config)
+    ids = jnp.arange(200)
+    unused = jax.vmap(jax.random.key)(ids)
+    batch = loaded.task.batch({"image": jnp.asarray(splits["valid"]["image"])}, ids, jnp.ones(200), unused, None)
+    loss = -fitted.draw(fitted.encode(batch), unused, "prior").log_p_y.mean()
     np.testing.assert_allclose(loss, losses[best], rtol=1e-5)
 
 
@@ -115,27 +115,26 @@ def test_averaged_weights_and_adam_against_numpy():
     """Two steps of the loop on a stage with one parameter, worked out by hand in float64."""
     config = small_config(**{"baseline.averaging": 0.5, "baseline.optimizer.weight_decay": 0.1})
     config.baseline.optimizer.schedule = "constant"
-    task = tasks.make_task(config)
-    stage = task.stages[0]
-    arrays = data.load(config.data, task)["train"]
+    task, splits = load(config)
+    stage, arrays = task.stages[0], splits["train"]
     mesh = parallel.make_mesh()
     place = parallel.replicated(mesh)
-    functions = training.make_functions(stage, task, mesh, [1297])
-    start = functions.init(jnp.zeros(1, jnp.int32))
+    functions = step.compiled(step.Run(stage, task, step.make_optimizer(stage, [1297]), mesh, "map"))
+    start = functions.init(jnp.zeros(1, jnp.int32), {})
     params = jax.tree.map(lambda leaf: np.asarray(leaf[0], np.float64), start.variables["params"])
     order = epochs.order(0, 0, 1297)[:64].reshape(2, 32)
     bucket = jax.device_put(buckets.of_split(task, arrays)[0], place)
     state, _ = functions.train_steps(start, {}, jax.device_put(order[None], place), bucket)
 
-    def gradient(params, index):
-        image = arrays["image"][index].astype(np.float64) / 255
+    def gradient(params, rows):
+        image = arrays["image"][rows].astype(np.float64) / 255
         mask = np.zeros((8, 8))
         mask[4:, :4] = 1
-        x, target, hidden = (image * mask).reshape(len(index), -1), image.reshape(len(index), -1), 1 - mask.reshape(-1)
+        x, target, hidden = (image * mask).reshape(len(rows), -1), image.reshape(len(rows), -1), 1 - mask.reshape(-1)
         first, second = params["Dense_0"], params["Dense_1"]
         pre = x @ first["kernel"] + first["bias"]
         logits = np.maximum(pre, 0) @ second["kernel"] + second["bias"]
-        d_logits = hidden * (1 / (1 + np.exp(-logits)) - target) / len(index)
+        d_logits = hidden * (1 / (1 + np.exp(-logits)) - target) / len(rows)
         d_pre = (d_logits @ second["kernel"].T) * (pre > 0)
         return {
             "Dense_0": {"kernel": x.T @ d_pre, "bias": d_pre.sum(0)},
@@ -143,21 +142,21 @@ def test_averaged_weights_and_adam_against_numpy():
         }
 
     average, first, second = params, jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
-    for step, index in enumerate(order):
-        grads = gradient(params, index)
+    for taken, rows in enumerate(order):
+        grads = gradient(params, rows)
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grads)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second, grads)
-        scale, root = 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+        scale, root = 1 - 0.9 ** (taken + 1), 1 - 0.999 ** (taken + 1)
         params = jax.tree.map(
             lambda p, m, v, a=scale, b=root: p - 1e-3 * (m / a / (np.sqrt(v / b) + 1e-8) + 0.1 * p * (p.ndim > 1)),
             params,
             first,
             second,
         )
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay = min(0.5, (1 + taken) / (10 + taken))
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, params)
-    for found, wanted in ((state.variables, params), (state.averaged, average)):
-        jax.tree.map(lambda f, w: np.testing.assert_allclose(f[0], w, atol=2e-6), found["params"], wanted)
+    for variables, wanted in ((state.variables, params), (state.averaged, average)):
+        jax.tree.map(lambda leaf, w: np.testing.assert_allclose(leaf[0], w, atol=2e-6), variables["params"], wanted)
 
 
 def test_epoch_order_is_a_permutation_of_seed_and_epoch():
@@ -202,20 +201,21 @@ def test_vmapped_seeds_follow_the_mapped_ones(tmp_path):
         short = {"baseline.epochs": 2, "cvae.epochs": 2}
         config = small_config(num_seeds=2, seeds_by=how, **short, **{"baseline.patience": 0, "cvae.patience": 0})
         cvae_jax.train(config, str(tmp_path / how))
-    for one, other in zip(metrics.read(tmp_path / "map"), metrics.read(tmp_path / "vmap"), strict=True):
-        for name, value in one.items():
+    for mapped, vmapped in zip(metrics.read(tmp_path / "map"), metrics.read(tmp_path / "vmap"), strict=True):
+        for name, value in mapped.items():
+            where = mapped["stage"], mapped["epoch"], name
             if name != "stage":
-                assert math.isclose(value, other[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
+                assert math.isclose(value, vmapped[name], rel_tol=2e-5, abs_tol=1e-5), where
 
 
 @pytest.mark.slow
 def test_seeds_are_independent_and_found_by_their_number(tmp_path):
     cvae_jax.train(small_config(seed=7, num_seeds=2, **{"baseline.epochs": 1, "cvae.epochs": 1}), str(tmp_path))
-    first, second = experiment.load_seeds(str(tmp_path))
+    first, second = trained.load_seeds(str(tmp_path))
     assert (first.seed, second.seed) == (7, 8)
 
-    def kernel(one):
-        return np.asarray(one.params["generation_net"]["Dense_0"]["kernel"])
+    def kernel(model):
+        return np.asarray(model.params["generation_net"]["Dense_0"]["kernel"])
 
     assert np.corrcoef(kernel(first).ravel(), kernel(second).ravel())[0, 1] < 0.5
     boards = [path.read_bytes() for path in (tmp_path / "tensorboard" / "cvae").glob("events*")]
@@ -226,9 +226,9 @@ def test_seeds_are_independent_and_found_by_their_number(tmp_path):
 
 
 @pytest.mark.slow
-def test_beta_is_annealed_and_neither_validation_nor_patience_is(tmp_path):
+def test_beta_grows_and_neither_validation_nor_patience_knows_of_it(tmp_path):
     config = small_config(**{"baseline.epochs": 1, "cvae.epochs": 9, "cvae.patience": 1, "cvae.averaging": 0.0})
-    config.cvae.objective.update(annealing="linear", annealing_steps=240, beta=0.5)
+    config.cvae.objective.update(beta_schedule="linear", beta_steps=240, beta=0.5)
     config.cvae.optimizer.update(learning_rate=0.05, schedule="constant")
     cvae_jax.train(config, str(tmp_path))
     rows = [row for row in metrics.read(tmp_path) if row["stage"] == "cvae"]
@@ -238,13 +238,13 @@ def test_beta_is_annealed_and_neither_validation_nor_patience_is(tmp_path):
         assert math.isclose(row["valid/loss"], -row["valid/log_p_y"] + 0.5 * row["valid/kl"], rel_tol=1e-5)
         assert "valid/beta" not in row
     losses = [row["valid/loss"] for row in rows]
-    assert (np.diff(losses[:5]) > 0).any(), "validation never got worse before the end of the annealing"
+    assert (np.diff(losses[:5]) > 0).any(), "validation never got worse before the end of the schedule"
     assert len(losses) >= 6
 
 
-def test_an_annealing_longer_than_the_run_is_refused(tmp_path):
-    changes = {"cvae.objective.annealing": "linear", "cvae.objective.annealing_steps": 161}
-    with pytest.raises(UserError, match=r"cvae.objective.annealing_steps=161 is longer than the run of 160 steps"):
+def test_a_schedule_of_beta_longer_than_the_run_is_refused(tmp_path):
+    changes = {"cvae.objective.beta_schedule": "linear", "cvae.objective.beta_steps": 161}
+    with pytest.raises(UserError, match=r"cvae.objective.beta_steps=161 is longer than the run of 160 steps"):
         cvae_jax.train(small_config(**changes), str(tmp_path / "workdir"))
 
 
@@ -270,10 +270,11 @@ def test_one_and_eight_devices_follow_the_same_path(tmp_path):
         )
     ones, eights = metrics.read(tmp_path / "1"), metrics.read(tmp_path / "8")
     assert len(ones) == len(eights) == 8
-    for one, eight in zip(ones, eights, strict=True):
-        for name, value in one.items():
+    for of_one, of_eight in zip(ones, eights, strict=True):
+        for name, value in of_one.items():
+            where = of_one["stage"], of_one["epoch"], name
             if name not in ("stage", "epoch", "step"):
-                assert math.isclose(value, eight[name], rel_tol=2e-5, abs_tol=1e-5), (one["stage"], one["epoch"], name)
+                assert math.isclose(value, of_eight[name], rel_tol=2e-5, abs_tol=1e-5), where
 
 
 @pytest.mark.slow
@@ -282,12 +283,12 @@ def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
     for devices in (1, 8):
         run_on(
             devices,
-            "import numpy as np; from cvae_jax import data, evaluation, experiment\n"
-            f"trained = experiment.load({str(small_run)!r})\n"
-            "arrays = data.load(trained.config.data, trained.task)['test']\n"
-            "arrays = {name: array[:50] for name, array in arrays.items()}\n"
-            "found = evaluation.measure(trained, trained.stages[1], arrays, [('is', 40)], seed=0)\n"
-            f"np.save({str(tmp_path / f'{devices}.npy')!r}, found.cells['is', 40].value)",
+            "import cvae_jax, numpy as np, specs; from cvae_jax.evaluation.measure import Plan, measure\n"
+            f"trained = cvae_jax.load({str(small_run)!r})\n"
+            "_, splits = specs.load(trained.config)\n"
+            "arrays = {name: array[:50] for name, array in splits['test'].items()}\n"
+            "measured = measure(trained, 'cvae', arrays, Plan([('is', 40)], seed=0))\n"
+            f"np.save({str(tmp_path / f'{devices}.npy')!r}, measured.cells['is', 40].value)",
         )
         values.append(np.load(tmp_path / f"{devices}.npy"))
     np.testing.assert_allclose(values[1], values[0], atol=1e-5)
@@ -307,7 +308,7 @@ def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
         ("cvae.optimizer.clip_norm", -1.0),
         ("cvae.optimizer.warmup_steps", 10_000),
         ("cvae.objective.beta", -1.0),
-        ("cvae.objective.annealing_cycles", 0),
+        ("cvae.objective.beta_cycles", 0),
         ("seed", 2**31),
         ("num_seeds", 0),
         ("cvae.objective.alpha", 0.3),
@@ -334,11 +335,11 @@ def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
 
 @pytest.mark.slow
 def test_other_data_are_refused(tmp_path):
-    arrays = data.load(small_config().data, tasks.make_task(small_config()))
+    _, splits = load(small_config())
     for folder, shift in (("a", 0), ("b", 1)):
         (tmp_path / folder).mkdir()
-        for split in arrays:
-            np.savez(tmp_path / folder / f"{split}.npz", image=arrays[split]["image"] // 2 + np.uint8(shift))
+        for split, arrays in splits.items():
+            np.savez(tmp_path / folder / f"{split}.npz", image=arrays["image"] // 2 + np.uint8(shift))
     keys = {"data.source": "npz", "data.dir": str(tmp_path / "a"), "baseline.epochs": 1, "cvae.epochs": 1}
     cvae_jax.train(small_config(**keys), str(tmp_path / "run"))
     with pytest.raises(UserError, match="holds a run on other data"):
@@ -346,11 +347,11 @@ def test_other_data_are_refused(tmp_path):
 
 
 def test_a_workdir_has_one_owner(tmp_path):
-    config = small_config()
+    identity = workdir.Identity(small_config(), {}, NOTHING)
     with (
-        experiment.open_workdir(str(tmp_path), config, {}),
+        workdir.open_workdir(str(tmp_path), identity),
         pytest.raises(UserError, match="another process is training in workdir"),
-        experiment.open_workdir(str(tmp_path), config, {}),
+        workdir.open_workdir(str(tmp_path), identity),
     ):
         pass
 
