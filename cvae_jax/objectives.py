@@ -35,19 +35,18 @@ class Draws(Protocol):
         """Draws, or scores z."""
 
 
-def draws_of(model: Model, variables: Variables, encoding: PyTree, keys: Array, train: Train | None = None) -> Draws:
+def draws_of(model: Model, held: tuple[Variables, PyTree], keys: Array, train: Train | None = None) -> Draws:
     """Returns what draws from a model: the same noise whatever the proposal.
 
     Args:
       model: that draws.
-      variables: of the model.
-      encoding: of the batch.
+      held: its variables, and the encoding of the batch.
       keys: [samples, batch].
       train: what only training knows; None when validating.
     """
 
     def draw(proposal: Proposal, z: PyTree = None, frozen: bool = False) -> Draw:
-        constants = stop((variables, encoding)) if frozen else (variables, encoding)
+        constants = stop(held) if frozen else held
         return jax.vmap(lambda k, z: model.draw(*constants, k, proposal, z, train))(keys, z)
 
     return draw
@@ -66,7 +65,7 @@ def elbo(
 
         encoding = model.encode(variables, batch)
         keys = jax.random.split(jax.random.key(0), (10, len(batch.ids)))  # ten draws for every example
-        value, terms = objectives.elbo(objectives.draws_of(model, variables, encoding, keys), batch)
+        value, terms = objectives.elbo(objectives.draws_of(model, (variables, encoding), keys), batch)
 
     The bound of a model without latent variables is log p(y|x) itself.
 

@@ -22,7 +22,8 @@ def draws(gaussian, variables, batch, repeat, num_samples):
     sample_keys = keys.per_sample(
         keys.per_example(jax.random.key(0), batch.ids), repeat * num_samples + jnp.arange(num_samples)
     )
-    return objectives.draws_of(gaussian.model, variables, gaussian.model.encode(variables, batch), sample_keys)
+    held = variables, gaussian.model.encode(variables, batch)
+    return objectives.draws_of(gaussian.model, held, sample_keys)
 
 
 def values(objective, variables, num_samples, gaussian=lg.DEFAULT, x=X_, y=Y_):
@@ -258,7 +259,7 @@ def test_gradients_of_two_layers_of_latents_are_unbiased():
                 variables = {"params": params, "frozen": {"baseline": {"params": frozen}}}
                 example_keys = keys.per_example(jax.random.fold_in(jax.random.key(0), repeat), batch.ids)
                 sample_keys = keys.per_sample(example_keys, jnp.arange(4))
-                draw = objectives.draws_of(cvae, variables, cvae.encode(variables, batch), sample_keys)
+                draw = objectives.draws_of(cvae, (variables, cvae.encode(variables, batch)), sample_keys)
                 return objectives.iwae(draw, batch, gradient=gradient)[0].mean()
 
             return jax.flatten_util.ravel_pytree(jax.grad(objective)(params))[0]

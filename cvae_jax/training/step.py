@@ -137,7 +137,7 @@ def loss_fn(
     """
     encoding = stage.model.encode(variables, batch, train)
     samples = keys.per_sample(draw_keys, jnp.arange(stage.settings.objective.num_samples))
-    draws = objectives.draws_of(stage.model, variables, encoding, samples, train)
+    draws = objectives.draws_of(stage.model, (variables, encoding), samples, train)
     statistics: list[PyTree] = []
 
     def draw(*args: Any, **options: Any) -> Draw:

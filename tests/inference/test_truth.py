@@ -160,7 +160,7 @@ def gradients(kind, k, variables):
             example_keys = keys.per_example(jax.random.fold_in(KEY, repeat), batch.ids)
             sample_keys = keys.per_sample(example_keys, jnp.arange(k))
             encoding = OF_GRADIENTS.model.encode(variables, batch)
-            draw = objectives.draws_of(OF_GRADIENTS.model, variables, encoding, sample_keys)
+            draw = objectives.draws_of(OF_GRADIENTS.model, (variables, encoding), sample_keys)
             return objectives.iwae(draw, batch, gradient=kind)[0].mean()
 
         return jax.grad(bound)(variables)["params"]

@@ -312,7 +312,7 @@ def test_teacher_forcing_in_training():
         stage = stages[share]
         train = Train(keys.per_example(jax.random.key(seed), batch.ids), jnp.int32(3))
         encoding = stage.model.encode(variables, batch, train)
-        draw = objectives.draws_of(stage.model, variables, encoding, train.keys[None], train)
+        draw = objectives.draws_of(stage.model, (variables, encoding), train.keys[None], train)
         _, terms = stage.objective(draw, batch, train.step)
         return stage.model.draw(variables, encoding, train.keys, "prior", None, train).p_y.mean, terms
 
