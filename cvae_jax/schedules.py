@@ -43,7 +43,8 @@ def learning_rate(settings: ConfigDict, num_steps: int) -> optax.Schedule:
     """
     if settings.warmup_steps >= num_steps:
         raise UserError(
-            f"optimizer.warmup_steps={settings.warmup_steps} is not shorter than the run of {num_steps} steps"
+            f"optimizer.warmup_steps={settings.warmup_steps} is not shorter than the run of {num_steps} steps; "
+            "lower it, or train more epochs"
         )
     if settings.schedule not in SCHEDULES:
         raise UserError(f"optimizer.schedule={settings.schedule!r} is not known; choose from {', '.join(SCHEDULES)}")

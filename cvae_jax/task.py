@@ -52,9 +52,8 @@ class Spec(NamedTuple):
 
     raw: dict[str, jax.ShapeDtypeStruct]  # name -> shape and dtype of one example
     num_classes: dict[str, int]  # of arrays of integers that are not negative: one more than the largest
-    mean: dict[
-        str, np.ndarray
-    ]  # of floats, and of vectors of whole numbers: float64, of each element over the examples
+    # Of floats, and of whole numbers [n] and [n, features]: float64, of each element over the examples.
+    mean: dict[str, np.ndarray]
     scale: dict[str, np.ndarray]  # likewise standard deviations; 1 where an element is constant
 
     def size(self, name: str) -> int:
@@ -105,7 +104,7 @@ class Buckets(NamedTuple):
 class Task:
     """A system. State the arrays and the models; override what differs from the defaults, which serve x and y as is.
 
-    A conditional density of vectors is this (and a config, see `configs/arrays.py`)::
+    A conditional density of vectors is this, and a config (`docs/own_data.md` shows both)::
 
         class Vectors(Task):
             title, protocol = "y given x", "Gaussian y"
@@ -124,12 +123,14 @@ class Task:
       measured: the same of arrays that only measuring reads, such as a baseline's; not in training, not on its device.
       stages: the training runs, in order.
       buckets: how examples of varying size are grouped; `raw` is then of the largest. None: all are of one size.
+      names: of the raw arrays that a user gives as x and y, for the default `from_user`.
       cluster: name of an array of every split, [n] whole numbers or strings (patient, chair), that need not be in
         `raw`. Standard errors, those of metrics and gains too, are over its values. "": they are over examples.
     """
 
     sources: Mapping[str, Source] = MappingProxyType({})
     cluster: str = ""
+    names: Mapping[str, str] = MappingProxyType({"x": "x", "y": "y"})
     title: str
     protocol: str
     raw: Mapping[str, jax.ShapeDtypeStruct]
@@ -157,11 +158,17 @@ class Task:
 
     def from_user(self, x: Any, y: Any = None) -> Batch:
         """Returns a batch of a user's own x, and y or None; raises a UserError for arrays that do not fit."""
-        arrays = {"x": x} | ({} if y is None else {"y": y})
-        fitting = {name: _fitting(name, values, self.raw[name]) for name, values in arrays.items()}
-        count = len(fitting["x"])
-        if len(fitting.get("y", fitting["x"])) != count:
-            raise UserError(f"x has {count} examples but y has {len(fitting['y'])}; give as many of each")
+        given = {"x": x} | ({} if y is None else {"y": y})
+        missing = [self.names[part] for part in given if self.names[part] not in self.raw]
+        if missing:
+            raise UserError(f"{self.title}: no raw array {missing[0]!r}; the task has to override from_user")
+        fitting = {
+            self.names[part]: _fitting(part, values, self.raw[self.names[part]]) for part, values in given.items()
+        }
+        counts = [len(array) for array in fitting.values()]
+        count = counts[0]
+        if counts[-1] != count:
+            raise UserError(f"x has {count} examples but y has {counts[-1]}; give as many of each")
         self.check(fitting)
         rest = {name: np.zeros((count, *of.shape), of.dtype) for name, of in self.raw.items() if name not in fitting}
         ids = jnp.arange(count, dtype=jnp.int32)
@@ -205,7 +212,8 @@ def _fitting(name: str, values: Any, of_task: jax.ShapeDtypeStruct) -> np.ndarra
         if array.dtype.kind not in "biuf":
             raise TypeError
     except (TypeError, ValueError):
-        raise UserError(f"{name} is no array of numbers, but {type(values).__name__}; give it one") from None
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise UserError(f"{name} is no array of numbers, but {kind}; give numbers") from None
     if array.shape[1:] != of_task.shape and (*array.shape[1:], 1) == of_task.shape:
         array = array[..., None]
     if not len(array.shape) or array.shape[1:] != of_task.shape or not len(array):
@@ -215,7 +223,13 @@ def _fitting(name: str, values: Any, of_task: jax.ShapeDtypeStruct) -> np.ndarra
         raise UserError(f"{name} is {array.dtype}, expected whole numbers ({of_task.dtype})")
     if not np.isfinite(array).all():
         raise UserError(f"{name} has values that are NaN or infinite; leave these examples out")
-    return array.astype(of_task.dtype)
+    with np.errstate(over="ignore"):
+        fitting = array.astype(of_task.dtype)
+    if of_task.dtype.kind != "f" and (fitting != array).any():
+        raise UserError(f"{name} has values that {of_task.dtype}, as in the training data, does not hold")
+    if not np.isfinite(fitting).all():
+        raise UserError(f"{name} has values beyond float32; scale them")
+    return fitting
 
 
 def _shown(values: Any) -> np.ndarray:

@@ -142,7 +142,7 @@ def load(workdir: str, seed: int | None = None, changes: Sequence[str] = ()) -> 
     trained = {model.seed: model for model in load_seeds(workdir, changes)}
     first = next(iter(trained))
     if seed is not None and seed not in trained:
-        raise UserError(f"seed={seed} is not trained in {workdir}; there are {', '.join(map(str, trained))}")
+        raise UserError(f"seed={seed} is not trained in {workdir}; choose from {', '.join(map(str, trained))}")
     return trained[first if seed is None else seed]
 
 

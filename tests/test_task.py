@@ -94,6 +94,7 @@ def test_the_metric_of_the_page_measures(outside, tmp_path):
     example = page.split("## A metric of your own")[1].split("```python\n")[1].split("```")[0]
     names: dict = {}
     exec(example, names)
+    assert tasks.find("measured") is names["Measured"]
     tasks.register("vectors", names["Measured"])
     config = importlib.import_module("vectors_config").get_config()
     config.data.dir = str(write_vectors(tmp_path, patient=True))

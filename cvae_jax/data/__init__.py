@@ -32,16 +32,23 @@ def load(settings: ConfigDict, sources: Mapping[str, Source]) -> Splits:
     known = {**SHARED, **sources}
     if settings.source not in known:
         raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(known)}")
-    return {
-        split: {name: _plain(f"{settings.source}, split {split}", name, array) for name, array in arrays.items()}
-        for split, arrays in known[settings.source](settings).items()
-    }
+    splits: Splits = {}
+    for split, arrays in known[settings.source](settings).items():
+        where = f"{settings.source}, split {split}"
+        splits[split] = {name: _plain(where, name, np.asarray(array)) for name, array in arrays.items()}
+        lengths = {name: len(array) for name, array in splits[split].items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"{where}: every array needs the same number of examples; there are {lengths}")
+    return splits
 
 
 def _plain(where: str, name: str, array: np.ndarray) -> np.ndarray:
     """Returns the array in one of the few dtypes that tasks read."""
+    if not array.ndim:
+        raise UserError(f"{where}: {name} is one value, not an array with a row for every example")
     if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # beyond float32: infinite, which tasks refuse
+            array = array.astype(np.float32, copy=False)
         return array[:, None] if array.ndim == 1 else array
     if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.dtype != np.int32:
         if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
@@ -128,8 +135,9 @@ def _check_cluster(where: str, name: str, arrays: Arrays) -> None:
 
 def _check(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> None:
     """Raises where an array's examples are not of the expected kind; whole numbers may be saved in any width."""
-    integers = array.dtype.kind in "iu" and expected.dtype == np.int32
-    if array.shape[1:] == expected.shape and (integers or array.dtype == expected.dtype):
+    whole = array.dtype.kind in "iu" and np.issubdtype(expected.dtype, np.integer)
+    held = whole and (not array.size or np.array_equal([array.min(), array.max()], _cast_ends(array, expected.dtype)))
+    if array.shape[1:] == expected.shape and (held or array.dtype == expected.dtype):
         return
     mend = "make image_shape match the data"
     if expected.dtype == np.int32:
@@ -140,6 +148,11 @@ def _check(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStr
         f"{where}: {name} is {array.dtype}{list(array.shape[1:])} an example, the config expects "
         f"{expected.dtype}{list(expected.shape)}; {mend}"
     )
+
+
+def _cast_ends(array: np.ndarray, dtype: np.typing.DTypeLike) -> list[int]:
+    """Returns the smallest and the largest value as that dtype holds them."""
+    return [int(array.min().astype(dtype)), int(array.max().astype(dtype))]
 
 
 def of(splits: Splits, name: str) -> Arrays:

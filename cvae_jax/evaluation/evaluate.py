@@ -18,6 +18,7 @@ from cvae_jax.evaluation.report import Findings, Measurement
 from cvae_jax.evaluation.tables import Result
 from cvae_jax.inference import Ais, diagnostics
 from cvae_jax.inference import ais as annealing
+from cvae_jax.inference.diagnostics import LatentCode
 from cvae_jax.inference.estimators import cautions, mean_over_seeds
 from cvae_jax.task import Arrays, Fitted, Metric, Task
 from cvae_jax.trained import TrainedModel
@@ -64,6 +65,11 @@ class Request:
         Raises:
           UserError: for unknown estimators, or counts that cannot be.
         """
+        if isinstance(self.estimators, str) or isinstance(self.num_samples, int | str):
+            raise UserError(
+                f"estimators={self.estimators!r} and num_samples={self.num_samples!r} must be sequences, such as "
+                "('is',) and (100,)"
+            )
         counts = [_count(count) for count in self.num_samples]
         if not self.estimators or not counts:
             raise UserError("name at least one estimator and one number of samples")
@@ -114,7 +120,7 @@ class Run(NamedTuple):
         return self.arrays[self.task.cluster] if self.task.cluster else None
 
 
-def evaluate(workdirs: Sequence[str], request: Request = Request()) -> str:
+def evaluate(workdirs: Sequence[str | pathlib.Path] | str, request: Request = Request()) -> str:
     """Measures the runs in `workdirs`; writes results.json, examples.json, results.md and figures of each::
 
         print(evaluate(["runs/q1"], Request(estimators=("elbo", "is"), num_samples=(1000,))))
@@ -130,18 +136,23 @@ def evaluate(workdirs: Sequence[str], request: Request = Request()) -> str:
       UserError: for a request that cannot be, or workdirs and data that cannot be read.
     """
     plan = request.plan()
-    runs = _open_runs(workdirs, request)
+    named = [workdirs] if isinstance(workdirs, str | pathlib.Path) else list(workdirs)
+    if not named:
+        raise UserError("name at least one workdir")
+    runs = _open_runs([str(workdir) for workdir in named], request)
     for run in runs:
         _check_left_out(run, plan)
-    folder = pathlib.Path(request.output or pathlib.Path(workdirs[0]) / f"eval_{request.split}").expanduser()
+    folder = pathlib.Path(request.output or pathlib.Path(named[0]) / f"eval_{request.split}").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
-    findings = _measure_runs(runs, plan, folder, request.split)
+    findings, codes = _measure_runs(runs, plan)
     text = report.text(findings, request.ais)
     _write(findings, text, folder)
     # Last, so that no figure that fails loses what was measured.
+    for name, (code, title) in codes.items():
+        figures.latent_code(code, folder / name, f"{title}: {request.split} split")
     report.draw(findings.measured, folder, request.split)
     for run in runs:
         title = f"{run.label}, {run.task.title}"
@@ -150,9 +161,14 @@ def evaluate(workdirs: Sequence[str], request: Request = Request()) -> str:
     return text
 
 
-def _measure_runs(runs: Sequence[Run], plan: Plan, folder: pathlib.Path, split: str) -> Findings:
-    """Measures every stage of every run, and the tasks' baselines; draws the latent codes."""
+def _measure_runs(runs: Sequence[Run], plan: Plan) -> tuple[Findings, dict[str, tuple[LatentCode, str]]]:
+    """Measures every stage of every run, and the tasks' baselines.
+
+    Returns:
+      The findings, and the latent codes of first seeds with their titles, by the name of their figure.
+    """
     findings = Findings([], [], [], [])
+    codes: dict[str, tuple[LatentCode, str]] = {}
     for run in runs:
         if plan.metrics and run.task.title not in {measured.column for measured in findings.measured}:
             for name, metrics in measure_baselines(run.task, run.arrays, plan.seed).items():
@@ -163,9 +179,8 @@ def _measure_runs(runs: Sequence[Run], plan: Plan, folder: pathlib.Path, split: 
             _collect(findings, run, name, by_seed)
             if by_seed[0].code is not None:
                 seed = f", seed {run.seeds[0]}" * (len(run.seeds) > 1)
-                title = f"{name}{seed}, {run.task.title}: {split} split"
-                figures.latent_code(by_seed[0].code, folder / f"latents_{run.base}_{stage.name}.png", title)
-    return findings
+                codes[f"latents_{run.base}_{stage.name}.png"] = by_seed[0].code, f"{name}{seed}, {run.task.title}"
+    return findings, codes
 
 
 def _collect(findings: Findings, run: Run, model: str, by_seed: Sequence[Measured]) -> None:
@@ -241,7 +256,7 @@ def _open_runs(workdirs: Sequence[str], request: Request) -> list[Run]:
       UserError: where one cannot be read, or rows of one column would not be about the same y.
     """
     runs = [_open_run(workdir, request) for workdir in workdirs]
-    if len(set(workdirs)) < len(workdirs):
+    if len({pathlib.Path(workdir).expanduser().resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("the same --workdir is named twice")
     firsts: dict[str, Run] = {}
     for run in runs:
@@ -287,9 +302,12 @@ def _label(run: Run, runs: Sequence[Run]) -> str:
 
 def _base(run: Run, runs: Sequence[Run]) -> str:
     """Returns what names a run's figures: its folder's name, or its whole path where others have that name."""
-    base = pathlib.Path(run.workdir).name
-    twins = [other for other in runs if pathlib.Path(other.workdir).name == base]
-    return base if len(twins) == 1 else run.workdir.strip("./").replace("/", "_")
+
+    def path(other: Run) -> pathlib.Path:
+        return pathlib.Path(other.workdir).expanduser().resolve()
+
+    twins = [other for other in runs if path(other).name == path(run).name]
+    return path(run).name if len(twins) == 1 else "_".join(path(run).parts[1:])
 
 
 def _check_left_out(run: Run, plan: Plan) -> None:

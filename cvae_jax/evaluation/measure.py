@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cvae_jax import data, inference, keys
 from cvae_jax.data import batches
+from cvae_jax.errors import UserError
 from cvae_jax.inference import Ais, diagnostics
 from cvae_jax.inference import ais as annealing
 from cvae_jax.inference.diagnostics import LatentCode
@@ -136,6 +137,9 @@ def joined_rows(parts: Sequence[tuple[PyTree, int]], order: np.ndarray) -> Any:
 def joined_metrics(parts: Sequence[tuple[dict[str, Metric], int]], order: np.ndarray) -> dict[str, Metric]:
     """Joins the metrics of many batches, as `joined_rows` does; what is said of a metric is that of the first batch."""
     joined = {}
+    for metrics, count in parts:
+        for name, metric in metrics.items():
+            _check_metric(name, metric, count)
     for name, metric in parts[0][0].items():
         values = joined_rows([(metrics[name].values, count) for metrics, count in parts], order)
         perfect = metric.perfect
@@ -143,6 +147,16 @@ def joined_metrics(parts: Sequence[tuple[dict[str, Metric], int]], order: np.nda
             perfect = joined_rows([(metrics[name].perfect, count) for metrics, count in parts], order)
         joined[name] = metric._replace(values=values, perfect=perfect)
     return joined
+
+
+def _check_metric(name: str, metric: Metric, count: int) -> None:
+    """Raises a UserError for what a task returns as a metric and is none, `count` being the examples of its batch."""
+    if not isinstance(metric, Metric):
+        raise UserError(f"metric {name!r} is a {type(metric).__name__}; return cvae_jax.Metric(values)")
+    shape, axes = np.shape(metric.values), 2 if metric.step or metric.pool else 1
+    if len(shape) != axes or shape[0] < count:
+        kind = "[batch, steps or numbers]" if axes == 2 else "[batch], or name a step or pool for more axes"
+        raise UserError(f"metric {name!r} has values of shape {list(shape)} for {count} examples; return {kind}")
 
 
 def measure_baselines(task: Task, arrays: Arrays, seed: int) -> dict[str, dict[str, Metric]]:

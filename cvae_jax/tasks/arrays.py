@@ -22,6 +22,7 @@ from cvae_jax.networks.flax_model import flax_model
 from cvae_jax.task import Arrays, Batch, Grid, PyTree, Spec, Task, Variables
 
 LIKELIHOODS = ("gaussian", "bernoulli", "categorical")
+MOST_CLASSES = 100_000  # more are identifiers, which one-hot would fill the memory
 
 
 class Features(NamedTuple):
@@ -52,11 +53,18 @@ def features_of(spec: Spec, name: str, classes: bool) -> Features:
       UserError: for an array that is not there, or classes that are not whole numbers from 0 on.
     """
     if name not in spec.raw:
-        raise UserError(f"no array {name!r} among {', '.join(spec.raw)}; name those there are in config.x and config.y")
+        raise UserError(
+            f"no array of numbers {name!r} among {', '.join(spec.raw)}; name those there are in config.x and config.y"
+        )
     raw, size = spec.raw[name], spec.size(name)
     if classes and (raw.shape or name not in spec.num_classes):
         raise UserError(
-            f"{name} is {raw.dtype}{list(raw.shape)} an example; classes are whole numbers [n] from 0 on, so set "
+            f"{name} is {raw.dtype}{list(raw.shape)} an example; classes are whole numbers [n] from 0 on: save it so, "
+            "or set config.likelihood to gaussian, or to bernoulli for zeros and ones"
+        )
+    if classes and spec.num_classes[name] > MOST_CLASSES:
+        raise UserError(
+            f"{name} has {spec.num_classes[name]:,} classes, by its largest number; number them anew from 0, or set "
             "config.likelihood=gaussian"
         )
     if classes:

@@ -76,7 +76,12 @@ def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
         ("log_every", settings.log_every, settings.log_every >= 0, "at least 0"),
         ("figure_every", settings.figure_every, settings.figure_every >= 0, "at least 0"),
         ("averaging", settings.averaging, 0 <= settings.averaging < 1, "at least 0 and below 1"),
-        ("batch_size", settings.batch_size, 0 < settings.batch_size <= num_train, f"between 1 and {num_train}"),
+        (
+            "batch_size",
+            settings.batch_size,
+            0 < settings.batch_size <= num_train,
+            f"between 1 and {num_train}, the training examples",
+        ),
         ("batch_size", settings.batch_size, settings.batch_size % count == 0, f"a multiple of the {count} devices"),
     ):
         if not fits:

@@ -34,8 +34,9 @@ def check_finite(
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
     raise DivergenceError(
-        f"{stage.name}: {names}{seed} not finite at step {first_step + offset}; {last}. Lower "
-        f"{stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm, in a new --workdir"
+        f"{stage.name}: {names}{seed} not finite at step {first_step + offset}; {last}. Look for "
+        f"NaN in the data; else lower {stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm, in "
+        "a new --workdir"
     )
 
 

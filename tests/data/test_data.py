@@ -436,3 +436,15 @@ def test_shapes_and_classes_of_the_training_split():
     assert spec.num_classes == {"label": 7, "image": 10}
     assert set(spec.mean) == set(spec.scale) == {"x", "label", "shift"}
     assert [spec.size(name) for name in spec.raw] == [6, 1, 1, 64, 1]
+
+
+def test_arrays_of_a_split_have_as_many_examples():
+    lists = {"train": {"x": [[1.0], [2.0]], "y": [1, 2]}}
+    splits = data.load(SimpleNamespace(source="lists"), {"lists": lambda settings: lists})
+    assert splits["train"]["x"].dtype == np.float32
+    lists["train"]["y"] = [1]
+    with pytest.raises(UserError, match=r"lists, split train: every array needs the same number of examples; .*'y': 1"):
+        data.load(SimpleNamespace(source="lists"), {"lists": lambda settings: lists})
+    lists["train"]["y"] = 1.0
+    with pytest.raises(UserError, match="y is one value"):
+        data.load(SimpleNamespace(source="lists"), {"lists": lambda settings: lists})

@@ -214,3 +214,32 @@ def test_what_cannot_be_requested():
             Request(**options).plan()
     plan = Request(["ais", "is", "bdmc"], [5, "10"], num_chains=3).plan()
     assert plan.estimators == [("ais", 3), ("is", 5), ("is", 10)] and plan.simulate == 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (np.ones(4), "metric 'error' is a ndarray; return cvae_jax.Metric"),
+        (Metric(np.ones(3)), r"metric 'error' has values of shape \[3\] for 4 examples"),
+        (Metric(np.float64(1)), r"values of shape \[\] for 4 examples; return \[batch\]"),
+        (Metric(np.ones((4, 2))), "name a step or pool"),
+        (Metric(np.ones(4), step="frame"), r"return \[batch, steps or numbers\]"),
+    ],
+)
+def test_a_metric_of_the_wrong_form_is_named(metric, message):
+    with pytest.raises(UserError, match=message):
+        joined_metrics([({"error": metric}, 4)], np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("workdirs", "request_", "message"),
+    [
+        ([], Request(), "at least one workdir"),
+        ("nowhere", Request(), "workdir nowhere holds no run"),
+        (["nowhere"], Request(estimators="is"), "must be sequences"),
+        (["nowhere"], Request(num_samples=10), "must be sequences"),
+    ],
+)
+def test_requests_that_cannot_be_end_in_a_line(workdirs, request_, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(workdirs, request_)

@@ -152,7 +152,7 @@ def test_what_cannot_be_is_one_line(tmp_path, x, y, changes, message):
 
 def test_names_of_arrays_are_keys(tmp_path):
     config = config_of(write(tmp_path, age=NUMBERS, disease=CLASSES))
-    with pytest.raises(UserError, match="no array 'x' among age, disease"):
+    with pytest.raises(UserError, match="no array of numbers 'x' among age, disease"):
         load(config)
     config.x, config.y = "age", "disease"
     assert load(config)[0].title == "disease given age"
@@ -187,3 +187,20 @@ def test_smoke_is_made_of_digits():
     task, _ = load(config_file.get_config("smoke"))
     assert (task.title, task.kind, task.x.size) == ("label given image", "categorical", 64)
     assert isinstance(task, tasks.find("arrays"))
+
+
+def test_users_arrays_have_the_names_of_the_config(tmp_path):
+    config = config_of(write(tmp_path, dose=NUMBERS, response=CLASSES.astype(np.uint8)))
+    config.x, config.y = "dose", "response"
+    task, _ = load(config)
+    assert task.from_user(NUMBERS, CLASSES).y.shape == (50,)
+    for wrong in (257, -255):  # 1, if they wrapped
+        with pytest.raises(UserError, match="y has values that uint8, as in the training data, does not hold"):
+            task.from_user(NUMBERS[:1], [wrong])
+    with pytest.raises(UserError, match="x has values beyond float32"):
+        task.from_user(NUMBERS * 1e300)
+
+
+def test_identifiers_are_no_classes(tmp_path):
+    with pytest.raises(UserError, match="y has 200,000,050 classes, by its largest number; number them anew"):
+        load(config_of(write(tmp_path, x=NUMBERS, y=200_000_000 + np.arange(50))))
