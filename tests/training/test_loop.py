@@ -221,7 +221,7 @@ def test_seeds_are_independent_and_found_by_their_number(tmp_path):
     boards = [path.read_bytes() for path in (tmp_path / "tensorboard" / "cvae").glob("events*")]
     assert any(b"valid/loss/seed_8" in board for board in boards)
     np.testing.assert_array_equal(kernel(cvae_jax.load(str(tmp_path))), kernel(first))
-    with pytest.raises(UserError, match=r"seed=0 is not trained in .*; there are 7, 8"):
+    with pytest.raises(UserError, match=r"seed=0 is not trained in .*; choose from 7, 8"):
         cvae_jax.load(str(tmp_path), seed=0)
 
 
