@@ -86,7 +86,7 @@ def main() -> None:
     elif name in own:
         importlib.import_module(f"cvae_jax.tasks.{name}.commands").main(sys.argv[2:], cvae_jax.load)
     elif name in ("-h", "--help"):
-        print(f"python -m cvae_jax COMMAND: one of {', '.join([*commands, *own])}; each has --help.")
+        print(f"python -m cvae_jax COMMAND. Commands: {', '.join([*commands, *own])}; each has --help.")
     else:
         sys.exit(f"error: {name or 'nothing'!r} is no command; choose from {', '.join([*commands, *own])}")
 
