@@ -72,7 +72,13 @@ def evaluate() -> None:
 
 
 def _task_module() -> flags.FlagHolder:
-    return flags.DEFINE_multi_string("task_module", [], "Module that registers a task, see cvae_jax.tasks; repeatable.")
+    """Defines the last flag of a command, and has --help list them all, whichever script was started."""
+    holder = flags.DEFINE_multi_string(
+        "task_module", [], "Module that registers a task, see cvae_jax.tasks; repeatable."
+    )
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    return holder
 
 
 def main() -> None:

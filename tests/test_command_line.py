@@ -245,3 +245,11 @@ def test_commands_that_are_not_there_are_one_line(tmp_path):
     result = run_elsewhere(tmp_path, "-m", "cvae_jax", "eval", "--workdir=run")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "run holds no run" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train.py", "eval.py"])
+def test_help_lists_the_flags(command):
+    shown = run(command, "--help").stdout
+    assert "--workdir: " in shown and "--task_module: " in shown
+    assert ("--estimator: " in shown) == (command == "eval.py")
