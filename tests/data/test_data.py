@@ -282,14 +282,13 @@ def test_arrays_that_the_task_refuses():
 # What `load` makes of arrays.
 
 
-def test_floats_become_vectors_of_float32():
-    values = np.random.default_rng(0).normal(size=5)
-    for dtype in (np.float16, np.float32, np.float64):
-        settings = SimpleNamespace(source="made")
-        splits = data.load(settings, {"made": lambda settings: {"valid": {"y": values.astype(dtype)}}})  # noqa: B023
-        y = splits["valid"]["y"]
-        assert (y.dtype, y.shape) == (np.float32, (5, 1))
-        np.testing.assert_array_equal(y[:, 0], values.astype(dtype).astype(np.float32))
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_become_vectors_of_float32(dtype):
+    values = np.random.default_rng(0).normal(size=5).astype(dtype)
+    splits = data.load(SimpleNamespace(source="made"), {"made": lambda settings: {"valid": {"y": values}}})
+    y = splits["valid"]["y"]
+    assert (y.dtype, y.shape) == (np.float32, (5, 1))
+    np.testing.assert_array_equal(y[:, 0], values.astype(np.float32))
 
 
 @pytest.mark.parametrize(
