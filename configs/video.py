@@ -13,7 +13,7 @@ Keys to compare: `--config.cvae.prior=fixed` is SVG-FP, `--config.cvae.latent=0`
 frame networks. `--config.cvae.objective.beta_schedule=cyclical` (or monotonic) anneals the KL's weight over
 `beta_steps` (and `beta_cycles`). `--config.teacher_forcing.last=0.0`, `begin` and `steps` have training run
 freely more and more, `--config.teacher_forcing.first=0.0` with last from the start on. (`--config.seeds_by=vmap` would
-compute both ways each step.)
+compute both ways each step.) `--config.dequantise=True` turns log p(y|x) into a bound for bytes.
 
 Variants: `:digits` makes clips of a moving digit out of MNIST on the device, 5 frames in and 10 out; `:paper` (or
 `:digits,paper`) has the sizes of the papers, for a GPU; `:smoke` is moving digits in a minute, of the digits inside
@@ -32,7 +32,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config = experiment("video_digits" if digits else "video", "video")
     config.num_past = 5 if digits else 2
     config.num_future = 10  # frames to predict
+    # Whether a byte v of y becomes (v + u) / 256, u uniform in [0, 1) and new each step; else it is v / 255. The mean
+    # of log p(y|x) over u, less log 256 a value, is then a lower bound of the log probability of the bytes.
+    config.dequantise = False
     config.measure_future = 10  # the same when validating and measuring; more for a longer horizon
+    config.measure_num_samples = 100  # each is a video
     config.measure_samples = 20  # futures of each video, of which the best and the average are measured
     config.measure_given = "true_frames"  # before each, log p(y|x) is that of a frame; or "predictions"
     # The share of batches whose predictor is given true frames: constant at first, then down to the last on a line.

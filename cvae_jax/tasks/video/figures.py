@@ -40,7 +40,7 @@ def of_videos(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> dic
         chosen = jnp.concatenate([all_keys[best, jnp.arange(len(best))][None], all_keys[:SAMPLES]])
     samples = np.asarray(inference.draw_samples(fitted, batch, chosen, noise=False))
     shown = dict(zip(names, samples, strict=True))
-    past, future = np.asarray(batch.x["frames"]), np.asarray(batch.y)
+    past, future = np.asarray(batch.x["frames"]), np.asarray(metrics.truth(batch))
     whole = {name: np.concatenate([past, frames], 1) for name, frames in {"truth": future, **shown}.items()}
     num_past = past.shape[1]
     return {

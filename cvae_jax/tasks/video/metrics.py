@@ -1,6 +1,7 @@
 """How good predicted frames are: PSNR and SSIM of every frame, of the best of several samples and on average.
 
-Here a model runs freely, whatever its likelihood is given: of the future it sees the conditions alone.
+Here a model runs freely, whatever its likelihood is given: of the future it sees the conditions alone. Frames are
+compared with the clean ones, whether or not y is dequantised.
 """
 
 import jax
@@ -16,6 +17,8 @@ from cvae_jax.task import Batch, Fitted, Metric
 BYTES_PER_CALL = 2**28  # of frames that are held at once
 AFTER = 3  # frames after a turn, whose PSNR is measured apart
 
+CLEAN = "clean_future"  # name in x of the future as it was before y was dequantised
+
 # Names of metrics.
 BEST = "best {} of {} samples"
 MEAN = "mean {} of {} samples"
@@ -28,9 +31,17 @@ UNITS = {"PSNR": "dB", "SSIM": ""}
 STEP = "predicted frame"
 
 
-def quality(frames: Array, truth: Array) -> dict[str, Array]:
+def truth(batch: Batch) -> Array:
+    """Returns the future frames that predictions are compared with, [batch, steps, ...]; y, unless it is dequantised.
+
+    A byte v is v / 255 here, and (v + 1/2) / 256 on average where it is dequantised: half a byte apart at most.
+    """
+    return batch.x.get(CLEAN, batch.y)
+
+
+def quality(frames: Array, true_frames: Array) -> dict[str, Array]:
     """Returns PSNR and SSIM of every frame: [..., height, width, channels] -> [...] each."""
-    return {"PSNR": psnr(frames, truth), "SSIM": ssim(frames, truth)}
+    return {"PSNR": psnr(frames, true_frames), "SSIM": ssim(frames, true_frames)}
 
 
 def quality_of_samples(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> dict[str, np.ndarray]:
@@ -51,7 +62,7 @@ def quality_of_samples(fitted: Fitted, batch: Batch, key: Array, num_samples: in
 
 
 def _quality_in(frames: Array, batch: Batch) -> dict[str, Array]:
-    return quality(frames, batch.y)
+    return quality(frames, truth(batch))
 
 
 def measure(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> dict[str, Metric]:
@@ -86,7 +97,7 @@ def measure(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> dict[
 def baselines(batch: Batch, num_samples: int) -> dict[str, dict[str, Metric]]:
     """Returns the metrics of the last known frame, held, under the names that a model's have."""
     still = jnp.broadcast_to(batch.x["frames"][:, -1:], batch.y.shape)
-    by_frame = jax.device_get(jax.jit(quality)(still, batch.y))
+    by_frame = jax.device_get(jax.jit(quality)(still, truth(batch)))
     metrics = {
         kind.format(name, num_samples): Metric(values, UNITS[name], step=STEP)
         for name, values in by_frame.items()
@@ -98,7 +109,7 @@ def baselines(batch: Batch, num_samples: int) -> dict[str, dict[str, Metric]]:
 def validation_metrics(fitted: Fitted, batch: Batch, example_keys: Array) -> dict[str, Array]:
     """Returns the PSNR of one sample of the future, the mean over its frames, [batch]; training curves show it."""
     samples = inference.sample(fitted, batch, example_keys[None], noise=False)
-    return {"PSNR": psnr(samples[0], batch.y).mean(1)}
+    return {"PSNR": psnr(samples[0], truth(batch)).mean(1)}
 
 
 def after_turns(turned: np.ndarray, num_past: int) -> np.ndarray:

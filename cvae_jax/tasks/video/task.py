@@ -2,6 +2,9 @@
 
 x is the past frames and the conditions of all frames, y the future frames, each pixel a Gaussian of one learned scale.
 In training all frames but the first are y. See networks.py for the model, and for its two ways through time.
+
+log p(y|x) is a density per unit of [0, 1] pixels. Frames are bytes, those of moving digits too: digits move by whole
+pixels. So y is v / 255 of each byte v, or with the key `dequantise` (v + u) / 256, see `dequantised`.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from cvae_jax import objectives, schedules
 from cvae_jax.data import images
 from cvae_jax.distributions import Normal, bounded_normal
 from cvae_jax.errors import UserError
+from cvae_jax.keys import substream
 from cvae_jax.networks.flax_model import flax_model
 from cvae_jax.objectives import Draws
 from cvae_jax.task import Arrays, Batch, Fitted, Grid, Metric, Plot, PyTree, Spec, Stage, Task
@@ -39,6 +43,7 @@ class Video(Task):
     def __init__(self, config: ConfigDict, spec: Spec):
         _check(config)
         self.config, data = config, config.data
+        self.dequantise: bool = config.get("dequantise", False)  # runs of before have no such key
         self.moving = data.source == "moving_digits"
         self.channels: int = 1 if self.moving else 3
         self.columns: int = 0 if self.moving else data.num_columns
@@ -52,7 +57,11 @@ class Video(Task):
         way = "true frames before each" if forced else "predicted frames before each"
         speed = f", digits of up to {data.max_speed} pixels a frame" if self.moving else ""
         self.title = f"{config.num_past} -> {config.measure_future} frames"
-        self.protocol = f"{data.size}x{data.size} frames{speed}, Gaussian pixels of one learned scale, given the {way}"
+        bytes_are = "dequantised uniformly" if self.dequantise else "not dequantised"
+        self.protocol = (
+            f"{data.size}x{data.size} frames{speed}, Gaussian pixels of one learned scale, "
+            f"density per unit of [0, 1] pixels, 8-bit values {bytes_are}, given the {way}"
+        )
         share = schedules.teacher_forcing(config.teacher_forcing)
         networks = _networks(config, self.channels, forced, share)
         model = flax_model(networks, _likelihood, autoregressive=forced)
@@ -64,7 +73,10 @@ class Video(Task):
             _check_length(self.config, "measure_future")
 
     def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
-        """Returns the first frames; in training some from anywhere in the video, of which the first alone is x."""
+        """Returns the first frames; in training some from anywhere in the video, of which the first alone is x.
+
+        Frames of x are never dequantised. Where y is, x holds the clean future too, which metrics and figures read.
+        """
         config, training = self.config, step is not None
         num_past = 1 if training else config.num_past
         num_frames = config.num_past + (config.num_future if training else config.measure_future)
@@ -77,10 +89,13 @@ class Video(Task):
             last = config.data.num_frames - num_frames if training else 0
             frames, condition = _excerpts((raw["frames"], raw["condition"]), keys, num_frames, last)
             measured = {name: raw[name][:, :num_frames] for name in self.measured if name in raw}
-        frames = frames.astype(jnp.float32) / 255
+        clean = frames.astype(jnp.float32) / 255
         # Networks read the first two of x; metrics read the rest: where a digit turns, another video's conditions.
-        x = {"frames": frames[:, :num_past], "condition": condition, **measured}
-        return Batch(x, frames[:, num_past:], None, ids, num_targets)
+        x, y = {"frames": clean[:, :num_past], "condition": condition, **measured}, clean[:, num_past:]
+        if self.dequantise:
+            x |= {} if training else {metrics.CLEAN: y}
+            y = dequantised(frames[:, num_past:], keys)
+        return Batch(x, y, None, ids, num_targets)
 
     def from_user(self, x: Any, y: Any = None) -> Batch:
         """Returns a batch of a user's own videos.
@@ -88,7 +103,8 @@ class Video(Task):
         Args:
           x: `frames`, the past [batch, num_past or more, size, size, channels] in [0, 1], and `condition` of all
             frames, past and future [batch, frames, columns]; where there are no conditions the frames alone.
-          y: the future frames, or None.
+          y: the future frames in [0, 1], or None. They are taken as they are: nothing is dequantised here, and a model
+            that was trained with `dequantise` expects (v + u) / 256 of bytes v.
         """
         config, arrays = self.config, x if isinstance(x, dict) else {"frames": x}
         needed = ["frames", "condition"] if self.columns else ["frames"]
@@ -133,7 +149,7 @@ class Video(Task):
         last = batch.x["condition"].shape[1]
         columns = {f"frame {batch.x['frames'].shape[1]}": np.asarray(batch.x["frames"][:, -1])}
         if batch.y is not None:
-            columns[f"frame {last}, truth"] = np.asarray(batch.y[:, -1])
+            columns[f"frame {last}, truth"] = np.asarray(metrics.truth(batch)[:, -1])
         for drawn in samples.values():
             for number, frames in enumerate(np.asarray(drawn), 1):
                 columns[f"sample {number}" if len(drawn) > 1 else "prediction"] = frames[:, -1]
@@ -164,6 +180,26 @@ def as_frames(name: str, frames: Any, size: int, channels: int) -> Array:
     if not bool(((array >= 0) & (array <= 1)).all()):
         raise UserError(f"{name} has values outside [0, 1]; scale them by 1/255")
     return array
+
+
+def dequantised(frames: Array, keys: Array) -> Array:
+    """Returns bytes v as (v + u) / 256, float32 [batch, ...], each u uniform in [0, 1).
+
+    By Jensen's inequality the mean of log p of these over u, less log 256 a value, is a lower bound of the log
+    probability of the bytes (Uria et al. 2013; Theis, van den Oord and Bethge 2016). So the mean is at most log 256 a
+    value.
+
+    Args:
+      frames: uint8 [batch, ...].
+      keys: [batch], of the batch; u has a stream of its own below each.
+    """
+
+    def noise(key: Array) -> Array:
+        return jax.random.bits(substream(key, "dequantise"), frames.shape[1:], jnp.uint16)
+
+    # Sixteen bits of u beside the eight of v are all that float32 holds: with more, v + u could be rounded to v + 1.
+    bits = jax.vmap(noise)(keys).astype(jnp.float32)
+    return (frames.astype(jnp.float32) * 2**16 + bits) / 2**24
 
 
 def _excerpts(videos: tuple[Array, ...], keys: Array, num_frames: int, last: int) -> tuple[Array, ...]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from specs import load, task_of
 
@@ -108,6 +109,142 @@ def test_a_batch_of_moving_digits():
     assert set(batch.x) == {"frames", "condition", "turned"}
     measured = batch_of(task, raw, training=False)
     np.testing.assert_array_equal(measured.y[:, :2], batch.y[:, 1:3])  # of the same keys, the same
+
+
+def random_bytes():
+    """Raw videos of noise."""
+    frames = np.random.default_rng(1).integers(0, 256, (6, 8, 16, 16, 3), np.uint8)
+    return {**numbered(), "frames": jnp.asarray(frames)}
+
+
+SOURCES = {"videos": (of_folders, random_bytes), "moving_digits": (smoke, lambda: still(20))}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("source", SOURCES)
+def test_batches_of_bytes_that_are_not_dequantised(source, training):
+    """They are bytes / 255, bit for bit, from the place or of the path that an example's key gives."""
+    config, raw = SOURCES[source][0](), SOURCES[source][1]()
+    batch = batch_of(task_of(config), raw, training, seed=3)
+    num_frames = config.num_past + (config.num_future if training else config.measure_future)
+
+    @jax.jit
+    def clips(raw, example_keys):
+        if source == "moving_digits":
+            settings = config.data
+            frames, _ = moving_digits.clips(raw["digits"], example_keys, num_frames, settings.size, settings.max_speed)
+            return frames[..., None].astype(jnp.float32) / 255
+        last = config.data.num_frames - num_frames if training else 0
+        starts = jax.vmap(lambda key: jax.random.randint(key, (), 0, last + 1))(example_keys)
+        cut = jax.vmap(lambda video, start: jax.lax.dynamic_slice_in_dim(video, start, num_frames))
+        return cut(raw["frames"], starts).astype(jnp.float32) / 255
+
+    frames = clips(raw, keys.per_example(jax.random.key(3), batch.ids))
+    num_past = batch.x["frames"].shape[1]
+    np.testing.assert_array_equal(batch.x["frames"], frames[:, :num_past])
+    np.testing.assert_array_equal(batch.y, frames[:, num_past:])
+    assert set(batch.x) == {"frames", "condition", "other_condition" if source == "videos" else "turned"}
+
+
+def test_the_protocol_says_of_what_a_likelihood_is_the_density():
+    """Beside size, speed and what is given, which it said before."""
+    unit = "density per unit of [0, 1] pixels, 8-bit values"
+    for make, size in ((of_folders, "16x16 frames"), (smoke, "16x16 frames, digits of up to 2 pixels a frame")):
+        pixels = f"{size}, Gaussian pixels of one learned scale"
+        for given, way in (("true_frames", "true"), ("predictions", "predicted")):
+            kept, dequantised = (
+                task_of(make(measure_given=given, dequantise=dequantise)).protocol for dequantise in (False, True)
+            )
+            assert kept == f"{pixels}, {unit} not dequantised, given the {way} frames before each"
+            assert dequantised == f"{pixels}, {unit} dequantised uniformly, given the {way} frames before each"
+    assert "not dequantised" in task_of(config_file.get_config()).protocol  # unless it is asked for
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("source", SOURCES)
+def test_dequantised_bytes(source, training):
+    """A byte v of y is (v + u) / 256, u uniform; clips and all of x are those without."""
+    make, raw = SOURCES[source][0], SOURCES[source][1]()
+    clean, batch, again, later = (
+        batch_of(task_of(make(dequantise=dequantise)), raw, training, seed)
+        for dequantise, seed in ((False, 0), (True, 0), (True, 0), (True, 1))
+    )
+    assert set(batch.x) == set(clean.x) | (set() if training else {metrics.CLEAN})
+    for name, values in clean.x.items():
+        np.testing.assert_array_equal(batch.x[name], values, name)
+    if not training:
+        np.testing.assert_array_equal(batch.x[metrics.CLEAN], clean.y)
+    assert batch.y.dtype == jnp.float32
+    values = np.rint(255 * np.asarray(clean.y, np.float64))
+    noise = 256 * np.asarray(batch.y, np.float64) - values
+    assert ((noise >= 0) & (noise < 1)).all()
+    assert (set(np.unique(values)) >= {0, 255}) or source == "moving_digits"
+    assert stats.kstest(noise.ravel(), "uniform").pvalue > 1e-3
+    for axis in range(noise.ndim):  # no example, frame, row, column or channel has another's
+        if noise.shape[axis] > 1:
+            assert (np.diff(noise, axis=axis) != 0).mean() > 0.99
+    # Of the same key and id the same, as when measuring; of another step's key another.
+    np.testing.assert_array_equal(again.y, batch.y)
+    later = 256 * np.asarray(later.y, np.float64) % 1
+    assert (later != noise).mean() > 0.99
+
+
+def test_dequantised_bytes_when_measuring_depend_on_seed_and_id():
+    """In whatever batch an example stands."""
+    task, raw = task_of(of_folders(dequantise=True)), random_bytes()
+    del raw["other_condition"]
+    whole, again, other_seed = (batches.measured(task, raw, np.arange(6), 6, seed).y for seed in (0, 0, 1))
+    np.testing.assert_array_equal(whole, again)
+    assert (whole != other_seed).mean() > 0.99
+    rows = np.array([4, 1])
+    part = batches.measured(task, {name: array[rows] for name, array in raw.items()}, rows, 2, 0)
+    np.testing.assert_array_equal(part.y, whole[rows])
+
+
+def test_dequantised_log_p_is_a_lower_bound_of_that_of_bytes():
+    """Jensen: E_u[log p((v + u) / 256)] - log 256 <= log of p's integral over the bin of v, in float64."""
+    values = np.array([0, 1, 77, 128, 254, 255])
+    shape = (len(values), 8, 16, 16, 3)
+    frames = np.broadcast_to(values[:, None, None, None, None], shape).astype(np.uint8)
+    batch = batch_of(task_of(of_folders(dequantise=True)), {**numbered(), "frames": jnp.asarray(frames)}, False)
+    y = np.asarray(batch.y, np.float64).reshape(len(values), -1)
+    # A Gaussian a quarter of a byte wide, so far from the middle of each bin.
+    offset, scale = np.array([0, 0.5, 1, 0, -0.5, -1]), 0.25
+    mean = (values + 0.5 + offset)[:, None] / 256
+    log_p = stats.norm.logpdf(y, mean, scale / 256)
+    bound = log_p.mean(1) - np.log(256)
+    error = log_p.std(1) / np.sqrt(log_p.shape[1])
+    ends = [stats.norm.cdf((values + end) / 256, mean[:, 0], scale / 256) for end in (0, 1)]
+    log_probability = np.log(ends[1] - ends[0])
+    assert (bound <= log_probability).all() and (log_probability <= 0).all()
+    closed = -0.5 * (1 / 12 + offset**2) / scale**2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+    assert (np.abs(bound - closed) < 5 * error).all()
+
+
+def test_dequantised_videos_are_compared_and_shown_clean(monkeypatch):
+    """Predictions that are the clean frames have no error, and the last known frame has that of a run without."""
+    raw = random_bytes()
+    clean, batch = (batch_of(task_of(of_folders(dequantise=on)), raw, training=False) for on in (False, True))
+    assert (batch.y != clean.y).mean() > 0.99
+    task = task_of(of_folders(dequantise=True))
+
+    def draw_samples(fitted, batch, sample_keys, noise, keep=lambda frames, batch: frames, samples_per_call=None):
+        frames = [keep(clean.y, batch) for _ in sample_keys]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *frames)
+
+    monkeypatch.setattr(inference, "draw_samples", draw_samples)
+    monkeypatch.setattr(inference, "sample", lambda *_, **__: clean.y[None])
+    _, fitted, _ = trained(of_folders(dequantise=True), raw)
+    for name, metric in task.metrics(fitted, batch, jax.random.key(0)).items():
+        np.testing.assert_allclose(metric.values, 1 if "SSIM" in name else 100, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(task.validation_metrics(fitted, batch, batch.ids)["PSNR"], 100, rtol=1e-5)
+    for name, metric in task.baselines(clean)["the last known frame"].items():
+        np.testing.assert_array_equal(task.baselines(batch)["the last known frame"][name].values, metric.values)
+    shown = {}
+    monkeypatch.setattr(figures, "gif", lambda path, title, videos, num_past: shown.update(videos))
+    task.figures(fitted, batch, jax.random.key(0))["videos"](None, "")
+    np.testing.assert_array_equal(shown["truth"][:, 2:], clean.y)
+    np.testing.assert_array_equal(task.sample_grid(batch, {}).columns["frame 6, truth"], clean.y[:, -1])
 
 
 def write_videos(folder, num_train=7, num_test=3):
@@ -357,6 +494,13 @@ def test_own_videos():
     assert alone.x["condition"].shape == (3, 5, 0)
 
 
+def test_own_videos_are_taken_as_they_are():
+    frames = np.random.default_rng(2).uniform(size=(2, 4, 16, 16, 3)).astype(np.float32)
+    batch = task_of(of_folders(dequantise=True)).from_user({"frames": GOOD, "condition": ROWS}, frames)
+    np.testing.assert_array_equal(batch.y, frames)
+    np.testing.assert_array_equal(metrics.truth(batch), frames)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "expected"),
     [
@@ -557,9 +701,12 @@ def test_simulated_videos_are_refused(run, tmp_path):
 
 @pytest.mark.slow
 def test_videos_in_folders_from_training_to_tables(tmp_path):
-    """Its epochs are chosen by the PSNR; other videos' conditions reach the tables, and nothing before them."""
+    """Its epochs are chosen by the PSNR; other videos' conditions reach the tables, and nothing before them.
+
+    Its bytes are dequantised, as the tables say.
+    """
     write_videos(tmp_path / "data")
-    config = of_folders()
+    config = of_folders(dequantise=True)
     config.data.dir = str(tmp_path / "data")
     config.cvae.update(latent=0, epochs=1, batch_size=4, checkpoint_every=1, select="+PSNR")
     cvae_jax.train(config, str(tmp_path / "run"))
@@ -567,6 +714,7 @@ def test_videos_in_folders_from_training_to_tables(tmp_path):
     assert row["best_PSNR"] == row["valid/PSNR"] > 0
     request = evaluation.Request(num_samples=(2,), output=str(tmp_path / "tables"))
     text = evaluation.evaluate([str(tmp_path / "run")], request)
+    assert "density per unit of [0, 1] pixels, 8-bit values dequantised uniformly, given the true frames" in text
     rows = json.loads((tmp_path / "tables" / "examples.json").read_text())["task_measures"]
     values = {row["name"]: np.array(row["values"]) for row in rows if row["model"] == "video cvae"}
     for name in (metrics.SHUFFLED, metrics.ZERO):
