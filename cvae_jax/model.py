@@ -94,6 +94,9 @@ class Model(NamedTuple):
     # (batch) -> [batch, *factors], nats: what log p(y|x,z) of a draw lacks, because y is in other units there than in
     # the data. Objectives and estimators add it; kept apart, it changes the rounding of nothing. None: it lacks nothing
     log_units: Callable[[Batch], Array] | None = None
+    # (batch) -> the weight of its y. For a y that the model has drawn: `weight` of the batch is then that of another y,
+    # and is to be read only where it does not depend on y. None: nowhere does it depend on y
+    weight: Callable[[Batch], PyTree] | None = None
 
 
 @partial(

@@ -14,9 +14,7 @@ devices: the numbers are the same, to the bit, whatever else is in the batch and
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from queue import SimpleQueue
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cvae_jax import keys
+from cvae_jax import keys, parallel
 from cvae_jax.errors import UserError
 from cvae_jax.inference.estimators import Estimate, log_mean_exp
 from cvae_jax.inference.hmc import Point, transitions
@@ -48,7 +46,7 @@ class Ais(NamedTuple):
     """
 
     start: Literal["recognition", "prior"] = "recognition"
-    num_steps: int = 500  # of the temperature; with 1 it is importance sampling from the start
+    num_steps: int = 500  # of the temperature; with 1 it is importance sampling from the start, and no bdmc
     num_leapfrog: int = 5  # steps in each Hamiltonian transition
 
 
@@ -103,19 +101,19 @@ def ais(fitted: Fitted, batch: Batch, num_chains: int, key: Array, settings: Ais
 def simulate(fitted: Fitted, batch: Batch, key: Array) -> tuple[Batch, PyTree]:
     """Returns the batch with a y drawn from p(y|x), and the z it was drawn with: an exact sample of p(z|x,y).
 
-    Elements of weight 0, which p(y|x,z) leaves out, are 0: a recognition network that saw them would know more of
-    that z than y tells.
+    The weight is that of this y where the model says how it depends on y (`Model.weight`). Elements of weight 0, which
+    p(y|x,z) leaves out, are 0: a recognition network that saw them would know more of that z than y tells.
     """
     shared = (fitted, keys.substream(key, "simulate"))
     done = _in_blocks(_simulate, shared, batch._replace(y=None))
-    y, z = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(batch.ids)], *done)
-    return batch._replace(y=y), z
+    y, weight, z = jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(batch.ids)], *done)
+    return batch._replace(y=y, weight=weight), z
 
 
 def bdmc(fitted: Fitted, batch: Batch, num_chains: int, key: Array, settings: Ais) -> Bidirectional:
     """Runs bidirectional Monte Carlo: it tells how far from the truth annealing is, on y drawn from the model.
 
-    The batch's y is not looked at. Its weight must be 0 or 1: else p(y|x,z) is no density, and nothing is bounded.
+    The batch's y is not looked at. The weight must be 0 or 1: else p(y|x,z) is no density, and nothing is bounded.
 
     Args:
       fitted: a model with its variables.
@@ -128,20 +126,30 @@ def bdmc(fitted: Fitted, batch: Batch, num_chains: int, key: Array, settings: Ai
       UserError: for wrong settings, a model without z or without the network to start from, or one that scores parts
         of y given the true ones before them.
     """
+    check(num_chains, settings, bidirectional=True)
     if fitted.model.autoregressive:
         raise UserError(NOT_SIMULATED)
-    if any(((np.asarray(weight) != 0) & (np.asarray(weight) != 1)).any() for weight in jax.tree.leaves(batch.weight)):
-        raise UserError("bdmc needs weights of 0 or 1: with others p(y|x,z) is no density, and nothing is bounded")
     simulated, z = simulate(fitted, batch, key)
+    weights = [np.asarray(weight) for weight in jax.tree.leaves(simulated.weight)]
+    if any(((weight != 0) & (weight != 1)).any() for weight in weights):
+        raise UserError("bdmc needs weights of 0 or 1: with others p(y|x,z) is no density, and nothing is bounded")
     return Bidirectional(simulated, *_run(fitted, simulated, z, num_chains, key, settings))
 
 
 def bounds(chains: Bidirectional) -> tuple[Estimate, Estimate]:
-    """Returns a lower and an upper bound, in expectation, of log p(y|x), summed over factors: float64 [batch], nats."""
-    inverse = log_mean_exp(-chains.reverse.log_weights)
+    """Returns a lower and an upper bound, in expectation, of log p(y|x), summed over factors: float64 [batch], nats.
+
+    The reverse chains of an example begin at one and the same z, so their spread says little of how far the upper bound
+    would move with another z: a single example's error is NaN. That of a mean over examples is known, from the spread
+    of the upper bound's distance to the lower one.
+    """
+    forward, inverse = log_mean_exp(chains.forward.log_weights), log_mean_exp(-chains.reverse.log_weights)
     assert inverse.per_factor is not None
-    upper = inverse._replace(value=-inverse.value, per_factor=-inverse.per_factor)
-    return log_mean_exp(chains.forward.log_weights), upper
+    zero = np.zeros_like(forward.value)
+    lower = forward._replace(bias=zero)  # which is part of the bound
+    unknown = zero + np.nan
+    upper = Estimate(-inverse.value, unknown, inverse.ess, unknown, zero, zero, zero, -inverse.per_factor, lower)
+    return lower, upper
 
 
 def temperatures(num_steps: int) -> np.ndarray:
@@ -159,14 +167,16 @@ def temperatures(num_steps: int) -> np.ndarray:
 # On the host.
 
 
-def check(num_chains: int, settings: Ais) -> None:
-    """Raises a UserError for settings that cannot be."""
+def check(num_chains: int, settings: Ais, bidirectional: bool = False) -> None:
+    """Raises a UserError for settings that cannot be, of one direction or of both."""
     numbers = {"num_chains": num_chains, "num_steps": settings.num_steps, "num_leapfrog": settings.num_leapfrog}
     for name, number in numbers.items():
         if number < 1:
             raise UserError(f"{name}={number} must be at least 1")
     if settings.start not in ("recognition", "prior"):
         raise UserError(f"start={settings.start!r} is not known; choose recognition or prior")
+    if bidirectional and settings.num_steps == 1:
+        raise UserError("num_steps=1 leaves bdmc no temperature between, where chains could move; take more")
 
 
 def _check_model(fitted: Fitted, batch: Batch, settings: Ais) -> None:
@@ -216,39 +226,33 @@ def _run(fitted: Fitted, batch: Batch, exact: PyTree, num_chains: int, key: Arra
 def _in_blocks(function: Callable[..., Any], shared: tuple[Any, ...], batch: Batch, *more: PyTree) -> list[PyTree]:
     """Returns function(*shared, *block), on the host, for blocks of BLOCK_EXAMPLES; the last example fills the last up.
 
-    Every device takes the next block when it is free. A thread for each, so that they compile at the same time too.
+    Every device takes the next block when it is free.
     """
     trees, count = jax.device_get((batch, *more)), len(batch.ids)
-    free: SimpleQueue[jax.Device] = SimpleQueue()
-    for device in jax.local_devices():
-        free.put(device)
+    shared_on = cache(partial(jax.device_put, shared))
 
-    def run(first: int) -> PyTree:
+    def run(device: jax.Device, first: int) -> PyTree:
         rows = np.minimum(np.arange(first, first + BLOCK_EXAMPLES), count - 1)
         block = jax.tree.map(lambda leaf: leaf[rows], trees)
-        device = free.get()
-        try:
-            with jax.default_matmul_precision("highest"):
-                return jax.device_get(function(*jax.device_put((*shared, *block), device)))
-        finally:
-            free.put(device)
+        return function(*shared_on(device), *jax.device_put(block, device))
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        return list(pool.map(run, range(0, count, BLOCK_EXAMPLES)))
+    return parallel.on_devices(run, range(0, count, BLOCK_EXAMPLES))
 
 
 # On a device: one block, whose shapes are always the same.
 
 
 @jax.jit
-def _simulate(fitted: Fitted, key: Array, batch: Batch) -> tuple[PyTree, PyTree]:
-    """Returns y and z of every example."""
+def _simulate(fitted: Fitted, key: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
+    """Returns y, its weight and z of every example."""
     z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(keys.per_example(key, batch.ids))
     draw = fitted.draw(fitted.encode(batch), z_keys, "prior")
-    y = draw.p_y.sample(y_keys)
-    if batch.weight is not None:
-        y = jax.tree.map(lambda leaf, weight: jnp.where(weight == 0, jnp.zeros_like(leaf), leaf), y, batch.weight)
-    return y, draw.z
+    y, weight = draw.p_y.sample(y_keys), batch.weight
+    if fitted.model.weight is not None:
+        weight = fitted.model.weight(batch._replace(y=y))
+    if weight is not None:
+        y = jax.tree.map(lambda leaf, weight: jnp.where(weight == 0, jnp.zeros_like(leaf), leaf), y, weight)
+    return y, weight, draw.z
 
 
 @partial(jax.jit, static_argnums=0)

@@ -65,6 +65,7 @@ def flax_model(
     num_factors: int = 0,
     autoregressive: bool = False,
     log_units: Callable[[Batch], Array] | None = None,
+    weight: Callable[[Batch], PyTree] | None = None,
 ) -> Model:
     """Makes a conditional VAE of networks; one without latent layers is a deterministic network::
 
@@ -78,6 +79,7 @@ def flax_model(
       num_factors: axes of parts of y and z that are independent given x, behind the batch axis.
       autoregressive: see Model.
       log_units: see Model.
+      weight: see Model.
     """
 
     def init(key: Array, batch: Batch, earlier: Variables) -> Variables:
@@ -117,7 +119,7 @@ def flax_model(
         return {**encoding, "networks": changed, "batch": batch}
 
     own_recognise = recognise if hasattr(networks, "recognise") else None
-    return Model(init, encode, draw, num_factors, autoregressive, own_recognise, log_units)
+    return Model(init, encode, draw, num_factors, autoregressive, own_recognise, log_units, weight)
 
 
 def _joined(layers: Sequence[Latent], log_p_y: Array | None, p_y: Any, keys: Array) -> Draw:

@@ -16,7 +16,7 @@ from cvae_jax.distributions import Normal, sum_per_example
 from cvae_jax.errors import UserError
 from cvae_jax.inference import ais
 from cvae_jax.inference.ais import Ais
-from cvae_jax.inference.estimators import log_mean_exp
+from cvae_jax.inference.estimators import log_mean_exp, mean_over_examples, unreliable
 from cvae_jax.model import Batch, Draw, Fitted, Model
 
 SIGMAS = 4.5
@@ -274,7 +274,34 @@ def test_bounds_of_every_factor():
     np.testing.assert_allclose(upper.per_factor, -np.log(np.exp(-reverse).mean(0)), rtol=1e-12)
     for bound in (lower, upper):
         np.testing.assert_allclose(bound.per_factor.sum(1), bound.value, rtol=1e-12)
-        assert (bound.error > 0).all()
+    assert (lower.error > 0).all() and (lower.bias == upper.bias).all() and (upper.bias == 0).all()
+    # The reverse chains of an example begin at one z. Of several examples the distance to the lower bound says more.
+    assert np.isnan(upper.error).all() and not unreliable(upper).any()
+    spread, of_lower = (upper.value - lower.value).var(ddof=1), (lower.error**2).mean()
+    variance = max(spread - of_lower, spread / 2) / 5
+    assert mean_over_examples(upper).error == pytest.approx(np.sqrt(variance))
+    single = jax.tree.map(lambda leaf: leaf[:1], upper)
+    assert np.isnan(mean_over_examples(single).error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [5, 20, 100])
+def test_errors_of_mean_bounds(num_steps):
+    """Of 20 repeats of the mean over 60 y; q is 0.7 times as wide, and chains hardly move at few temperatures."""
+    repeats, count, of = 20, 60, lg.LinearGaussian(3, 8, 16)
+    batch = of.batch_of(of.data(repeats * count)[0], None)
+    bidirectional = ais.bdmc(of.fitted(0.7, 0.3), batch, 16, KEY, Ais("recognition", num_steps, 2))
+    truth = of.log_p_y(np.asarray(batch.x, np.float64), np.asarray(bidirectional.batch.y, np.float64))
+    lower, upper = ais.bounds(bidirectional)
+    of_repeats = np.array_split(np.arange(repeats * count), repeats)
+    for bound, side in ((lower, -1), (upper, 1)):
+        means = [mean_over_examples(jax.tree.map(lambda leaf, rows=rows: leaf[rows], bound)) for rows in of_repeats]
+        missed = [(bound.value - truth)[rows].mean() for rows in of_repeats]
+        ratio = np.std(missed, ddof=1) / np.sqrt(np.mean([mean.error**2 for mean in means]))
+        # The standard deviation of 20 numbers is known to 16%.
+        assert 0.6 < ratio < 1.5
+        # And the truth lies inside, up to the errors.
+        assert np.mean([side * miss > -1.96 * mean.error for miss, mean in zip(missed, means, strict=True)]) >= 0.9
 
 
 @pytest.mark.slow
@@ -369,6 +396,37 @@ def test_chains_do_not_depend_on_the_number_of_devices(whole, tmp_path):
 def test_wrong_settings(function, num_chains, settings, message):
     with pytest.raises(UserError, match=message):
         function(lg.fitted(), lg.batch_of(X_, Y_), num_chains, KEY, settings)
+
+
+def test_both_directions_need_a_temperature_between():
+    with pytest.raises(UserError, match="num_steps=1 leaves bdmc no temperature between"):
+        ais.bdmc(lg.fitted(), lg.batch_of(X_, None), 2, KEY, Ais(num_steps=1))
+
+
+def test_the_weight_is_that_of_the_y_that_is_drawn():
+    """The first half of y says which elements of the other half there are."""
+
+    def weight(batch):
+        there = (batch.y[:, :3] > 0).astype(jnp.float32)
+        return jnp.concatenate([jnp.ones_like(there), there], 1)
+
+    def score(y, weight, mean):
+        return (stats.norm.logpdf(y, mean, lg.S_Y) * weight).sum(-1)
+
+    def draw(variables, batch, keys, proposal, z=None, train=None):
+        mean = batch.x[:, :1] + jnp.zeros((1, 6))
+        p_y, nothing = Normal(mean, jnp.full_like(mean, lg.S_Y)), jnp.zeros(len(batch.x))
+        log_p_y = None if batch.y is None else (p_y.log_prob(batch.y) * batch.weight).sum(1)
+        return Draw(nothing[:, None], log_p_y, nothing, nothing, (), p_y)
+
+    model = Model(lambda key, batch, earlier: {}, lambda variables, batch, train=None: batch, draw, weight=weight)
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    batch = batch_of(x, None)._replace(weight=jnp.ones((200, 6)))
+    simulated, _ = ais.simulate(Fitted(model, {}), batch, KEY)
+    y = np.asarray(simulated.y)
+    np.testing.assert_array_equal(simulated.weight, weight(simulated))
+    there = np.asarray(simulated.weight)[:, 3:] == 1
+    assert (y[:, 3:] != 0)[there].all() and not y[:, 3:][~there].any() and 0.3 < there.mean() < 0.7
 
 
 def test_y_is_needed():

@@ -59,7 +59,7 @@ class RnaBoxes(Task):
             settings.hidden,
             settings.decoder,
         )
-        model = flax_model(networks, likelihood, num_factors=LATENTS[settings.z])
+        model = flax_model(networks, likelihood, num_factors=LATENTS[settings.z], weight=self._weight)
         self.stages = (objectives.stage("cvae", model, settings),)
 
     def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
@@ -86,6 +86,13 @@ class RnaBoxes(Task):
             num_targets = num_targets * number
         y, weight = jax.tree.map(lambda leaf: fold(leaf, 2), (y, {name: weight[name] for name in self.heads}))
         return Batch(x, y, weight, ids, num_targets)
+
+    def _weight(self, batch: Batch) -> dict[str, Array]:
+        """Returns the weight of a batch's y when measuring: in a structure that was drawn boxes lie elsewhere."""
+        assert batch.y is not None
+        live = batch.weight["on"][:, 0, :, :, 0]
+        by_head = weights({"on": batch.y["on"] * live[:, None, :, :, None]}, live)
+        return {name: by_head[name] for name in self.heads}
 
     def from_user(self, x: Sequence[str], y: Sequence[str] | None = None) -> Batch:
         """Returns a batch of a user's sequences, and of a structure of each in dot-bracket notation, or None.

@@ -578,13 +578,23 @@ def test_terms_of_many_structures_are_per_structure():
 
 
 @pytest.mark.slow
-def test_simulated_structures_say_nothing_where_nothing_counts():
+def test_simulated_structures_count_where_their_own_boxes_lie():
     fitted, batch = model_of("global, learned")
+    # The weight of the data's own y is what the task gave it.
+    jax.tree.map(np.testing.assert_array_equal, fitted.model.weight(batch), batch.weight)
     simulated, _ = ais.simulate(fitted, batch, jax.random.key(0))
-    for name, weight in batch.weight.items():
-        weight = np.broadcast_to(weight, batch.y[name].shape)
-        assert not np.asarray(simulated.y[name])[weight == 0].any()
-    assert np.asarray(simulated.y["on"]).any() and np.asarray(simulated.y["location"]).any()
+    y, on = simulated.y, np.asarray(simulated.y["on"])
+    np.testing.assert_array_equal(simulated.weight["on"], batch.weight["on"])
+    assert on.any() and not on[np.broadcast_to(batch.weight["on"], on.shape) == 0].any()
+    for name, inside in (("location", on[..., [0, 0, 1, 1, 2, 2]]), ("size", on[..., [0, 1, 1, 2]])):
+        np.testing.assert_array_equal(simulated.weight[name], inside)
+        assert (np.asarray(simulated.weight[name]) != np.asarray(batch.weight[name])).any()
+        assert np.asarray(y[name]).any() and not np.asarray(y[name])[inside == 0].any()
+    # And log p(y|x,z) is the sum over these elements.
+    draw = fitted.draw(fitted.encode(simulated), keys.per_example(jax.random.key(1), batch.ids), "prior")
+    scored = {name: np.asarray(values, np.float64) for name, values in draw.p_y.log_prob(y).items()}
+    total = sum((scored[name] * np.asarray(simulated.weight[name])).sum((2, 3, 4)) for name in scored)
+    np.testing.assert_allclose(draw.log_p_y, total, rtol=1e-5)
 
 
 @pytest.mark.slow
