@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.cvae.objective.update(name="iwae", num_samples=16)
     if "smoke" in options:
+        config.measure_num_samples = 100
         config.x, config.y = "image", "label"
         config.data.source = "digits"
         config.cvae.update(epochs=3, hidden=(32,), optimizer={"warmup_steps": 0})

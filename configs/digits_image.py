@@ -20,5 +20,6 @@ def get_config(variant: str = "") -> ConfigDict:
     on_digits(config)
     config.cvae.update(epochs=100, batch_size=32, patience=20, averaging=0.99, figure_every=25, checkpoint_every=25)
     if "smoke" in options:
+        config.measure_num_samples = 100
         config.cvae.update(epochs=4, figure_every=2, checkpoint_every=1)
     return config

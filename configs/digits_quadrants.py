@@ -22,6 +22,7 @@ def get_config(variant: str = "1") -> ConfigDict:
         stage.update(batch_size=32, hidden=(128, 128), epochs=100, patience=10, averaging=0.99, checkpoint_every=20)
     config.cvae.update(latent=16, figure_every=20)
     if "smoke" in options:
+        config.measure_num_samples = 100
         for stage in (config.baseline, config.cvae):
             stage.update(epochs=4, checkpoint_every=1)
     return config

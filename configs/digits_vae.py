@@ -19,5 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
     on_digits(config)
     config.cvae.update(epochs=200, batch_size=32, averaging=0.99, figure_every=50, checkpoint_every=50)
     if "smoke" in options:
+        config.measure_num_samples = 100
         config.cvae.update(epochs=4, figure_every=2, checkpoint_every=1)
     return config

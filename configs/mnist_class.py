@@ -47,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(learning_rate=1e-3, warmup_steps=500, clip_norm=5.0)
     if "smoke" in options:
+        config.measure_num_samples = 100
         on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, log_every=20)
         config.cvae.optimizer.warmup_steps = 0

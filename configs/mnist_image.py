@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if "denoise" in options:
         config.noise = 0.5  # standard deviation, of images in [0, 1]
     if "smoke" in options:
+        config.measure_num_samples = 100
         on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2, hidden=(64,))
     return config

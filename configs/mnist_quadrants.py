@@ -40,6 +40,7 @@ def get_config(variant: str = "1") -> ConfigDict:
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0, weight_decay=0.1)
     if "smoke" in options:
+        config.measure_num_samples = 100
         on_digits(config)
         config.baseline.update(epochs=3, hidden=(32, 32))
         config.cvae.update(epochs=4, hidden=(32,), latent=8, figure_every=2)

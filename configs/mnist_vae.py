@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.cvae.update(epochs=3280, batch_size=20, averaging=0.0, figure_every=200, checkpoint_every=20)
         config.cvae.optimizer.update(schedule="stages", learning_rate=1e-3, epsilon=1e-4)
     if "smoke" in options:
+        config.measure_num_samples = 100
         on_digits(config)
         config.cvae.update(epochs=4, batch_size=20, figure_every=2)
     return config

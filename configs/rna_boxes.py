@@ -25,6 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     options = parse_options(variant, [*runs, "smoke"], "configs/rna_boxes.py:debug", exclusive=runs)
     config = experiment("rna_boxes", "rna_boxes")
     config.structures = 2  # of each sequence in a training step, drawn anew from those it has
+    config.measure_num_samples = 100  # a structure has thousands of outputs
     config.measure_samples = 100  # draws of z, for the structures of an example
     config.mask = 1.0  # weight in training of pixels that are not near a box; log p has 1
     config.normalise = False  # in training every head's mean instead of its sum, which is no log p

@@ -42,7 +42,11 @@ def evaluate() -> None:
     )
     values = {
         "estimators": flags.DEFINE_list("estimator", ["elbo", "is"], f"Any of {names}, bdmc."),
-        "num_samples": flags.DEFINE_list("num_samples", ["100"], "Samples for every example; several give a row each."),
+        "num_samples": flags.DEFINE_list(
+            "num_samples",
+            None,
+            "Samples for every example; several give a row each. Default 1000, or as the config says.",
+        ),
         "num_chains": flags.DEFINE_integer("num_chains", 32, "Chains of ais and bdmc for every example."),
         "split": flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Split to measure."),
         "num_examples": flags.DEFINE_integer("num_examples", 0, "The first so many examples of the split; 0: all."),

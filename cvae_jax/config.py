@@ -71,6 +71,7 @@ def experiment(name: str, task: str) -> ConfigDict:
             "seed": 0,
             "num_seeds": 1,  # independent models, of seeds seed, seed + 1, ...
             "seeds_by": "map",  # in turn, with the bits of single runs; or "vmap": at once, for accelerators
+            "measure_num_samples": 1000,  # of z, by which eval.py estimates log p(y|x) without --num_samples
         }
     )
 

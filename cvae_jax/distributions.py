@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.special import entr
 
 from cvae_jax.model import Proposal
 
@@ -59,6 +60,10 @@ class Bernoulli(NamedTuple):
         images are scored in the literature; it is not a density over grey values.
         """
         return value * self.logits - jax.nn.softplus(self.logits)
+
+    def floor(self, value: Array) -> Array:
+        """Returns the least -log_prob(value) that any logits give, nats: the entropy of values between 0 and 1."""
+        return entr(value) + entr(1 - value)
 
 
 class Categorical(NamedTuple):
@@ -143,6 +148,21 @@ def log_likelihood(p_y: Any, y: Any, weight: Any, num_factors: int = 0) -> Array
     if weight is not None:
         elements = jax.tree.map(lambda elements, weight: elements * weight, elements, weight)
     return jnp.asarray(sum(sum_per_example(leaf, num_factors) for leaf in jax.tree.leaves(elements)))
+
+
+def floor(p_y: Any, y: Any, weight: Any) -> Array:
+    """Returns what no -log p(y|x,z) by such a likelihood falls below, because y is probabilities: [batch], nats.
+
+    0 of likelihoods other than the Bernoulli's, and of values 0 and 1. Arguments are those of `log_likelihood`.
+    """
+    heads = p_y.heads if isinstance(p_y, Joint) else {"": p_y}
+    values, weights = (tree if isinstance(p_y, Joint) and tree is not None else {"": tree} for tree in (y, weight))
+    total = jnp.zeros(len(jax.tree.leaves(y)[0]))
+    for name, head in heads.items():
+        if isinstance(head, Bernoulli):
+            elements, beside = head.floor(values[name]), weights.get(name)
+            total += sum_per_example(elements if beside is None else elements * beside)
+    return total
 
 
 class Latent(NamedTuple):

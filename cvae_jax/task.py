@@ -118,7 +118,7 @@ class Task:
     Attributes:
       sources: name -> source of raw arrays, beside those that every task has (`cvae_jax.data.SHARED`).
       title: heading of its column in a table of results, such as "1 quadrant".
-      protocol: what y is, named beside every likelihood, such as "grey targets".
+      protocol: what y is, and of what log p(y|x) is the density, named beside every likelihood.
       raw: name -> shape and dtype of one example of each array that batches are made of.
       measured: the same of arrays that only measuring reads, such as a baseline's; not in training, not on its device.
       stages: the training runs, in order.

@@ -138,7 +138,13 @@ def test_evaluate_writes_what_the_estimates_say(trained, workdir, tmp_path):
     assert row["gain"] == pytest.approx(difference.mean(), abs=1e-5)
     assert row["gain_standard_error"] == pytest.approx(difference.std(ddof=1) / 50**0.5, rel=1e-4)
     assert rows["exact"]["monte_carlo_error"] == 0 and "gain" not in rows["exact"]
-    assert row["share_of_examples_with_large_k_hat"] == (sampled.ess < 5).mean()  # of 20 samples no tail is fitted
+    assert row["bias"] == pytest.approx(-sampled.bias.mean(), abs=1e-5) and row["bias"] > 0
+    assert row["share_of_examples_flagged"] == (sampled.ess < 10).mean()  # of 20 samples no tail is fitted
+    # Grey targets are no density, and the floor is their own entropy.
+    pixels = arrays["image"] / 255 * np.asarray(trained.task.from_user(arrays["image"] / 255).weight)
+    floor = scipy.special.entr(pixels).sum() + scipy.special.entr(1 - pixels).sum()
+    assert row["floor"] == pytest.approx(floor / 50, rel=1e-4) and row["floor"] > 5
+    assert row["protocol"] == f"cross-entropy of grey targets, no density, floor {floor / 50:.1f} nats, digits test"
     of_examples = json.loads((tmp_path / "examples.json").read_text())["likelihoods"]
     (of_is,) = (row for row in of_examples if row["estimator"] == "is")
     for field in ("value", "error", "ess"):
@@ -299,7 +305,8 @@ def test_bidirectional_monte_carlo_stands_in_a_table_of_its_own(workdir, tmp_pat
     assert "## On y drawn from each model itself" in table
     rows = {row["estimator"]: row for row in json.loads((tmp_path / "results.json").read_text())["simulated"]}
     assert list(rows) == ["bdmc, lower bound", "bdmc, upper bound", "is"]
-    assert all("gain" not in row and row["protocol"].startswith("y drawn from the model") for row in rows.values())
+    assert {row["protocol"] for row in rows.values()} == {"binary y drawn from the model, x of digits test"}
+    assert not any("gain" in row or row["floor"] for row in rows.values())
     lower, upper, sampled = (row["negative_log_likelihood"] for row in rows.values())
     errors = [row["monte_carlo_error"] for row in rows.values()]
     assert upper - 4 * errors[1] < sampled + 4 * errors[2] and sampled - 4 * errors[2] < lower + 4 * errors[0]

@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
 
-TARGETS = ("grey", "threshold", "dynamic")
+# Kinds of targets, and what a table says beside their likelihoods.
+TARGETS = {
+    "grey": "cross-entropy of grey targets, no density",
+    "threshold": "targets binarised at 0.5",
+    "dynamic": "targets binarised at random",
+}
 
 
 def check_settings(config: ConfigDict) -> tuple[int, int]:

@@ -27,6 +27,8 @@ from cvae_jax.training.workdir import fingerprint, read_fingerprint
 
 LOGGER = logging.getLogger(__name__)
 
+NUM_SAMPLES = 1000  # unless a request or a config says otherwise: the fewest to which k̂ can be fitted
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -35,7 +37,8 @@ class Request:
     Attributes:
       estimators: of `inference.ESTIMATOR_NAMES`, or "bdmc": on y drawn from each model itself, bounds of its
         log p(y|x) by bidirectional Monte Carlo, with the other estimators beside them.
-      num_samples: samples for every example; several give a row each.
+      num_samples: samples for every example; several give a row each. None: what a run's config names as
+        `measure_num_samples`, else 1,000.
       split: "train", "valid" or "test".
       num_examples: the first so many of the split; 0: all.
       seed: of the evaluation's random numbers, nothing to do with that of training.
@@ -48,7 +51,7 @@ class Request:
     """
 
     estimators: Sequence[str] = ("elbo", "is")
-    num_samples: Sequence[int | str] = (100,)
+    num_samples: Sequence[int | str] | None = None
     split: str = "test"
     num_examples: int = 0
     seed: int = 0
@@ -59,8 +62,8 @@ class Request:
     task_metrics: bool = True
     changes: Sequence[str] = ()
 
-    def plan(self) -> Plan:
-        """Returns what is measured of every model.
+    def plan(self, num_samples: int = NUM_SAMPLES) -> Plan:
+        """Returns what is measured of a model, with `num_samples` where the request does not say.
 
         Raises:
           UserError: for unknown estimators, or counts that cannot be.
@@ -68,9 +71,10 @@ class Request:
         if isinstance(self.estimators, str) or isinstance(self.num_samples, int | str):
             raise UserError(
                 f"estimators={self.estimators!r} and num_samples={self.num_samples!r} must be sequences, such as "
-                "('is',) and (100,)"
+                "('is',) and (1000,)"
             )
-        counts = [_count(count) for count in self.num_samples]
+        named = (num_samples,) if self.num_samples is None else self.num_samples
+        counts = [_count(count) for count in named]
         if not self.estimators or not counts:
             raise UserError("name at least one estimator and one number of samples")
         known = (*inference.ESTIMATOR_NAMES, "bdmc")
@@ -79,7 +83,7 @@ class Request:
                 raise UserError(f"estimator={name!r} is not known; choose from {', '.join(known)}")
         if self.num_examples < 0:
             raise UserError(f"num_examples={self.num_examples} must not be negative")
-        annealing.check(self.num_chains, self.ais)
+        annealing.check(self.num_chains, self.ais, bidirectional="bdmc" in self.estimators)
         names = [name for name in self.estimators if name != "bdmc"]
         cells = [(name, count) for name in names for count in ([self.num_chains] if name == "ais" else counts)]
         inference.check(cells)
@@ -97,9 +101,10 @@ class Run(NamedTuple):
     """A trained run beside the arrays it is to be measured on."""
 
     workdir: str
+    request: Request
     models: list[TrainedModel]  # one a seed
     arrays: Arrays
-    protocol: str
+    source: str  # of the arrays: "mnist test"
     fingerprint: str  # of the arrays
     label: str = ""  # what names it in tables
     base: str = ""  # what names its figures
@@ -113,6 +118,15 @@ class Run(NamedTuple):
     def seeds(self) -> tuple[int, ...]:
         """The seeds of the independent models."""
         return tuple(model.seed for model in self.models)
+
+    @property
+    def plan(self) -> Plan:
+        """What is measured of its models."""
+        return self.request.plan(self.models[0].config.get("measure_num_samples", NUM_SAMPLES))
+
+    def protocol(self, floor: float = 0.0) -> str:
+        """Returns what likelihoods are of; `floor` as in `Result`."""
+        return f"{self.task.protocol}{f', floor {floor:.1f} nats' if floor else ''}, {self.source}"
 
     @property
     def clusters(self) -> np.ndarray | None:
@@ -135,19 +149,19 @@ def evaluate(workdirs: Sequence[str | pathlib.Path] | str, request: Request = Re
     Raises:
       UserError: for a request that cannot be, or workdirs and data that cannot be read.
     """
-    plan = request.plan()
+    request.plan()
     named = [workdirs] if isinstance(workdirs, str | pathlib.Path) else list(workdirs)
     if not named:
         raise UserError("name at least one workdir")
     runs = _open_runs([str(workdir) for workdir in named], request)
     for run in runs:
-        _check_left_out(run, plan)
+        _check_left_out(run)
     folder = pathlib.Path(request.output or pathlib.Path(named[0]) / f"eval_{request.split}").expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --output") from None
-    findings, codes = _measure_runs(runs, plan)
+    findings, codes = _measure_runs(runs)
     text = report.text(findings, request.ais)
     _write(findings, text, folder)
     # Last, so that no figure that fails loses what was measured.
@@ -161,7 +175,7 @@ def evaluate(workdirs: Sequence[str | pathlib.Path] | str, request: Request = Re
     return text
 
 
-def _measure_runs(runs: Sequence[Run], plan: Plan) -> tuple[Findings, dict[str, tuple[LatentCode, str]]]:
+def _measure_runs(runs: Sequence[Run]) -> tuple[Findings, dict[str, tuple[LatentCode, str]]]:
     """Measures every stage of every run, and the tasks' baselines.
 
     Returns:
@@ -170,6 +184,7 @@ def _measure_runs(runs: Sequence[Run], plan: Plan) -> tuple[Findings, dict[str, 
     findings = Findings([], [], [], [])
     codes: dict[str, tuple[LatentCode, str]] = {}
     for run in runs:
+        plan = run.plan
         if plan.metrics and run.task.title not in {measured.column for measured in findings.measured}:
             for name, metrics in measure_baselines(run.task, run.arrays, plan.seed).items():
                 findings.measured.extend(_measurements(run, name, (), [metrics]))
@@ -185,21 +200,22 @@ def _measure_runs(runs: Sequence[Run], plan: Plan) -> tuple[Findings, dict[str, 
 
 def _collect(findings: Findings, run: Run, model: str, by_seed: Sequence[Measured]) -> None:
     """Adds what was measured of one stage, and says what of it cannot be believed."""
-    task, seeds = run.task, run.seeds
+    task, seeds, floor = run.task, run.seeds, float(by_seed[0].floor.mean())
     findings.measured.extend(_measurements(run, model, seeds, [measured.metrics for measured in by_seed]))
 
     def results(protocol: str, cells: Sequence[Cells]) -> list[Result]:
         identity = run.workdir, protocol, task.title, model
         return [Result(*identity, *cell, seeds, tuple(seed[cell] for seed in cells), run.clusters) for cell in cells[0]]
 
-    findings.results.extend(results(run.protocol, [measured.cells for measured in by_seed]))
-    protocol = f"y drawn from the model, {run.protocol}"
+    of_data = results(run.protocol(floor), [measured.cells for measured in by_seed])
+    findings.results.extend(result._replace(floor=floor) for result in of_data)
+    protocol = f"{'binary ' * (floor > 0)}y drawn from the model, x of {run.source}"
     findings.simulated.extend(results(protocol, [measured.simulated for measured in by_seed]))
     _warn(f"{model}, {task.title}", len(seeds), [measured.cells for measured in by_seed])
     _warn(f"{model}, {task.title}", len(seeds), [measured.simulated for measured in by_seed])
     for seed, measured in zip(seeds, by_seed, strict=True):
         if measured.code is not None:
-            identity = {"workdir": run.workdir, "protocol": run.protocol, "column": task.title, "model": model}
+            identity = {"workdir": run.workdir, "protocol": run.protocol(floor), "column": task.title, "model": model}
             findings.codes.append({**identity, "seed": seed, **diagnostics.summary(measured.code)})
 
 
@@ -261,9 +277,9 @@ def _open_runs(workdirs: Sequence[str], request: Request) -> list[Run]:
     firsts: dict[str, Run] = {}
     for run in runs:
         first = firsts.setdefault(run.task.title, run)
-        if (run.protocol, run.fingerprint) != (first.protocol, first.fingerprint):
+        if (run.protocol(), run.fingerprint) != (first.protocol(), first.fingerprint):
             raise UserError(
-                f"{first.workdir} ({first.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
+                f"{first.workdir} ({first.protocol()}) and {run.workdir} ({run.protocol()}) are measured on different "
                 "data or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
             )
     few = request.num_examples or None
@@ -290,7 +306,7 @@ def _open_run(workdir: str, request: Request) -> Run:
     digest = fingerprint(task, {split: arrays})[split]
     if read_fingerprint(workdir).get(split, digest) != digest:
         LOGGER.warning("%s: the %s split is not the one that lay beside its training data", workdir, split)
-    return Run(workdir, models, arrays, f"{task.protocol}, {config.data.source} {split}", digest)
+    return Run(workdir, request, models, arrays, f"{config.data.source} {split}", digest)
 
 
 def _label(run: Run, runs: Sequence[Run]) -> str:
@@ -310,11 +326,12 @@ def _base(run: Run, runs: Sequence[Run]) -> str:
     return path(run).name if len(twins) == 1 else "_".join(path(run).parts[1:])
 
 
-def _check_left_out(run: Run, plan: Plan) -> None:
+def _check_left_out(run: Run) -> None:
     """Says what a run's stages have no cells for, because a recognition network was not trained; raises if that is all.
 
     Before anything is measured: that may take hours.
     """
+    plan = run.plan
     for stage in run.models[0].stages:
         fitted: Fitted = run.models[0].fitted(stage.name)
         if plan.simulate and stage.model.autoregressive and not fitted.exact:

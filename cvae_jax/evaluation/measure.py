@@ -59,6 +59,7 @@ class Measured(NamedTuple):
     cells: Cells
     simulated: Cells  # on y drawn from the model itself, with the bounds of bidirectional Monte Carlo; {} without
     code: LatentCode | None  # None without a trained recognition network
+    floor: np.ndarray  # float [examples], nats, see `inference.floor`
     metrics: dict[str, Metric]  # of the task
 
 
@@ -91,7 +92,7 @@ def measure(trained: TrainedModel, stage: str, arrays: Arrays, plan: Plan) -> Me
     code = None
     if joined.code is not None:  # one row a factor of an example
         code = LatentCode(*(values.reshape(-1, values.shape[-1]) for values in joined.code))
-    return Measured(cells, simulated, code, metrics)
+    return joined._replace(cells=cells, simulated=simulated, code=code, metrics=metrics)
 
 
 def _measure_batch(task: Task, fitted: Fitted, batch: Batch, plan: Plan) -> Measured:
@@ -99,12 +100,13 @@ def _measure_batch(task: Task, fitted: Fitted, batch: Batch, plan: Plan) -> Meas
     key = keys.stream(plan.seed, "evaluation")
     metrics = task.metrics(fitted, batch, key) if plan.metrics else {}
     num_targets = np.asarray(batch.num_targets)
+    floor = np.asarray(inference.floor(fitted, batch)) / np.maximum(num_targets, 1)
 
     def of_one_target(cells: Cells) -> Cells:
         return {cell: per_target(estimate, num_targets) for cell, estimate in cells.items()}
 
     if fitted.exact:
-        return Measured(of_one_target({("exact", 1): inference.exact(fitted, batch)}), {}, None, metrics)
+        return Measured(of_one_target({("exact", 1): inference.exact(fitted, batch)}), {}, None, floor, metrics)
     estimators = plan.usable(fitted)
     cells = inference.log_probs(fitted, batch, estimators, key, plan.ais)
     code = diagnostics.latent_code(fitted, batch, key) if fitted.has_recognition else None
@@ -118,7 +120,7 @@ def _measure_batch(task: Task, fitted: Fitted, batch: Batch, plan: Plan) -> Meas
         # Not "ais", whose chains are those of the lower bound.
         beside = [(name, count) for name, count in estimators if name != "ais"]
         simulated |= inference.log_probs(fitted, bidirectional.batch, beside, key, plan.ais)
-    return Measured(of_one_target(cells), of_one_target(simulated), code, metrics)
+    return Measured(of_one_target(cells), of_one_target(simulated), code, floor, metrics)
 
 
 def joined_rows(parts: Sequence[tuple[PyTree, int]], order: np.ndarray) -> Any:

@@ -8,9 +8,14 @@ import numpy as np
 
 from cvae_jax.evaluation import figures, tables
 from cvae_jax.evaluation.tables import Result
-from cvae_jax.inference import Ais, diagnostics
+from cvae_jax.inference import Ais, diagnostics, estimators
 from cvae_jax.inference.estimators import Mean, standard_error
 from cvae_jax.task import Metric
+
+GREY = (
+    "Grey targets are probabilities, and what is printed is their cross-entropy and no density: it compares models "
+    "under this protocol alone, and none falls below the floor, which is the targets' own entropy."
+)
 
 
 class Measurement(NamedTuple):
@@ -177,7 +182,8 @@ def text(findings: Findings, settings: Ais) -> str:
             "## On y drawn from each model itself",
             tables.table(simulated, gains=False),
             "Bidirectional Monte Carlo: -log p(y|x) lies between minus the upper and minus the lower bound, up to "
-            "their MC errors. An estimator that stands between them is right here, on y that this model holds likely.",
+            "their MC errors. An estimator that stands between them is right here, on y that this model holds likely. "
+            f"y: {'; '.join(sorted({result.protocol for result in simulated}))}.",
         ]
     if codes:
         parts += _latent_code(codes, min(count))
@@ -191,7 +197,7 @@ def text(findings: Findings, settings: Ais) -> str:
 
 def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[str]:
     """Returns what the figures of the table mean."""
-    compared = [tables.reference(result, results).model for result in results if tables.is_compared(result, results)]
+    compared = any(tables.reference(result, results) is not None for result in results)
     protocols = "; ".join(sorted({result.protocol for result in results or everything}))
     counts = sorted({len(result.estimates[0].value) for result in everything})
     clusters = {len(np.unique(result.clusters)) for result in everything if result.clusters is not None}
@@ -206,12 +212,17 @@ def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[st
         f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
         f"± is the standard error over {over}"
         + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
-        + ", MC the Monte Carlo error of the mean, ESS the median effective sample size: where it is a few, neither "
-        "the figure nor its MC error can be believed. k̂ is the share of examples for which the tail of the weights "
-        "says so (Pareto k̂ above the limit for so many samples; of fewer than 100 samples, an ESS below 5).",
-        "ELBO is a bound (the negative ELBO is too high, never too low); estimates by sampling are biased the same "
-        "way, less so with more samples; the jackknife takes most of that bias off.",
-        *([f"A gain is over {', '.join(dict.fromkeys(compared))}, paired by example."] if compared else []),
+        + ", MC the Monte Carlo error of the mean, and bias how far too high the figure is on average, estimated from "
+        "the same samples: without the sampling of examples, 95% of figures less their bias are within 2 MC of the "
+        "truth. More examples lower MC and not the bias; more samples lower both.",
+        "ESS is the median effective sample size, flagged the share of examples of which neither value nor error can "
+        f"be believed: their weights' Pareto k̂ is above the limit for so many samples (of fewer than "
+        f"{estimators.FEWEST_SAMPLES:,}, their ESS is below {estimators.FEWEST_EFFECTIVE}). Behind MC and bias a "
+        "question mark says that flagged examples make up more than a third of the squared error: the truth may be "
+        "further off.",
+        "ELBO is a bound (the negative ELBO is too high, never too low).",
+        *(["A gain is paired by example; its row names what it is over."] if compared else []),
+        *([GREY] if any(result.floor for result in results) else []),
     ]
 
 

@@ -28,6 +28,7 @@ class Result(NamedTuple):
     seeds: tuple[int, ...]  # of the independent models
     estimates: tuple[Estimate, ...]  # one a seed, of the same examples
     clusters: np.ndarray | None = None  # which examples belong together, see `estimators.standard_error`
+    floor: float = 0.0  # nats, below which no -log p(y|x) can be, because y is probabilities; 0: it is not
 
 
 def mean_of(result: Result) -> Mean:
@@ -40,31 +41,48 @@ def deviation(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def doubted(result: Result) -> float:
-    """Returns the share of examples, of all seeds, whose values the tail of their weights makes incredible."""
-    return float(np.mean([unreliable(estimate, result.num_samples).value for estimate in result.estimates]))
+def flagged(result: Result) -> float:
+    """Returns the share of examples, of all seeds, whose weights say that their values cannot be believed."""
+    return float(np.mean([unreliable(estimate) for estimate in result.estimates]))
 
 
-def reference(result: Result, results: Sequence[Result]) -> Result:
-    """Returns what a result is compared with: the column's first model, by the same estimator where it has it."""
-    column = [row for row in results if row.column == result.column]
-    first = [row for row in column if (row.workdir, row.model) == (column[0].workdir, column[0].model)]
-    same = [row for row in first if (row.estimator, row.num_samples) == (result.estimator, result.num_samples)]
-    return (same or first)[0]
+# Estimators of log p(y|x), the nearest to it first. The ELBO is none: it is a bound, too low by more for some models
+# than for others.
+NEAREST = ("exact", "ais", "defensive", "jackknife", "is", "mc")
 
 
-def is_compared(result: Result, results: Sequence[Result]) -> bool:
-    """Returns whether there is another model to compare with."""
-    rival = reference(result, results)
-    return (rival.workdir, rival.model) != (result.workdir, result.model)
+def reference(result: Result, results: Sequence[Result]) -> Result | None:
+    """Returns what a result is compared with: the column's first model, by the same estimator where it has it.
 
-
-def gain_of(result: Result, results: Sequence[Result]) -> tuple[Mean, float]:
-    """Returns what a result gains over its reference, paired by example, nats, and its deviation over seeds.
-
-    Seeds are paired where both have the same number of them; otherwise the reference's mean is taken.
+    Otherwise it is by the nearest to the truth, with the most samples; an ELBO's, which is below log p(y|x), only by an
+    exact one. None where the result is of that model itself, or where that model has none of these.
     """
-    rivals = reference(result, results).estimates
+    column = [row for row in results if row.column == result.column]
+    if (result.workdir, result.model) == (column[0].workdir, column[0].model):
+        return None
+    first = [row for row in column if (row.workdir, row.model) == (column[0].workdir, column[0].model)]
+    allowed = [result.estimator, *(NEAREST if result.estimator in NEAREST else NEAREST[:1])]
+
+    def distance(row: Result) -> tuple[bool, int, int]:
+        alike = (row.estimator, row.num_samples) == (result.estimator, result.num_samples)
+        return not alike, allowed.index(row.estimator), -row.num_samples
+
+    return min((row for row in first if row.estimator in allowed), key=distance, default=None)
+
+
+def named(rival: Result, result: Result) -> str:
+    """Returns what a gain is over: the model, and its estimator where that is not the result's own."""
+    same = (rival.estimator, rival.num_samples) == (result.estimator, result.num_samples)
+    samples = "" if rival.estimator == "exact" else f" {rival.num_samples:,}"
+    return rival.model if same else f"{rival.model} by {rival.estimator}{samples}"
+
+
+def gain_of(result: Result, rival: Result) -> tuple[Mean, float]:
+    """Returns what a result gains over another, paired by example, nats, and its deviation over seeds.
+
+    Seeds are paired where both have the same number of them; otherwise the rival's mean is taken.
+    """
+    rivals = rival.estimates
     if len(rivals) != len(result.estimates):
         rivals = (mean_over_seeds(rivals),) * len(result.estimates)
     by_seed = [paired_difference(a, b).value for a, b in zip(result.estimates, rivals, strict=True)]
@@ -86,36 +104,41 @@ def summary(result: Result) -> dict[str, Any]:
             "num_examples": len(result.estimates[0].value),
             "negative_log_likelihood": -mean.value,
             "monte_carlo_error": mean.error,
+            "bias": -mean.bias,
+            "monte_carlo_error_and_bias_are_credible": not mean.unreliable,
             "standard_error": mean.standard_error,
             "of_seeds": by_seed,
             "deviation_over_seeds": deviation(by_seed),
             "effective_samples_median": np.median(effective_samples(result)),
             "effective_samples_min": effective_samples(result).min(),
-            "share_of_examples_with_large_k_hat": doubted(result),
+            "share_of_examples_flagged": flagged(result),
         }
     )
 
 
 def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """Returns what a result gains over its reference, as numbers; {} for the reference itself."""
-    if not is_compared(result, results):
-        return {}
+    """Returns what a result gains over its reference, as numbers; {} where it has none."""
     rival = reference(result, results)
-    mean, of_seeds = gain_of(result, results)
+    if rival is None:
+        return {}
+    mean, of_seeds = gain_of(result, rival)
     return plain(
         {
-            "reference": f"{rival.model}, {rival.estimator}",
+            "reference": f"{rival.model}, {rival.estimator} {rival.num_samples}",
             "gain": mean.value,
             "gain_standard_error": mean.standard_error,
             "gain_monte_carlo_error": mean.error,
+            "gain_bias": mean.bias,
+            "gain_monte_carlo_error_and_bias_are_credible": not mean.unreliable,
             "gain_deviation_over_seeds": of_seeds,
         }
     )
 
 
 def examples(result: Result) -> list[dict[str, Any]]:
-    """Returns every example's value, error, effective sample size and k̂, an entry a seed.
+    """Returns the arrays of each seed's `Estimate`, an entry a seed.
 
+    Over factors `ess` is the least, `k_hat` the greatest and `flagged` the share of those that are flagged.
     `per_factor` has a number for each of several y of one x, or of several parts that are independent given x.
     """
     identity = {
@@ -123,7 +146,8 @@ def examples(result: Result) -> list[dict[str, Any]]:
     }
     rows = []
     for seed, estimate in zip(result.seeds, result.estimates, strict=True):
-        numbers = estimate._asdict()
+        numbers = estimate._replace(lower=None)._asdict()
+        del numbers["lower"]
         if estimate.per_factor is None or estimate.per_factor.shape[1] == 1:
             del numbers["per_factor"]
         rows.append(plain({**identity, "seed": seed, **numbers}))
@@ -146,40 +170,44 @@ def table(results: Sequence[Result], gains: bool = True) -> str:
     columns = sorted({result.column for result in results})
     cells = {(result.model, result.estimator, result.num_samples, result.column): result for result in results}
     lines = [["model", "estimator", "samples", *columns]]
-    gained = []
+    gained: dict[tuple[str, str, str], list[str]] = {}
     for row in dict.fromkeys((result.model, result.estimator, result.num_samples) for result in results):
         own = [cells.get((*row, column)) for column in columns]
         lines.append([*row[:2], f"{row[2]:,}", *("" if cell is None else _cell(cell) for cell in own)])
-        compared = [cell if cell is not None and is_compared(cell, results) else None for cell in own]
-        if any(compared):
-            differences = ["" if cell is None else with_errors(*gain_of(cell, results)) for cell in compared]
-            gained.append([f"gain of {row[0]}", row[1], f"{row[2]:,}", *differences])
-    return "\n".join(markdown([*lines, *(gained if gains else [])]))
+        for place, cell in enumerate(own):
+            rival = None if cell is None else reference(cell, results)
+            if cell is not None and rival is not None:
+                heading = f"gain of {row[0]} over {named(rival, cell)}", row[1], f"{row[2]:,}"
+                gained.setdefault(heading, [""] * len(columns))[place] = with_errors(*gain_of(cell, rival))
+    below = [[*heading, *differences] for heading, differences in gained.items()] if gains else []
+    return "\n".join(markdown([*lines, *below]))
 
 
 def _cell(result: Result) -> str:
     mean = mean_of(result)
     over_seeds = deviation([estimate.value.mean() for estimate in result.estimates])
-    text = with_errors(mean._replace(value=-mean.value), over_seeds)
+    text = with_errors(mean._replace(value=-mean.value, bias=-mean.bias), over_seeds)
     if result.estimator not in ("exact", "elbo"):
         text += f", ESS {np.median(effective_samples(result)):.0f}"
-        if share := doubted(result):
-            text += f", k̂ {share:.0%}"
+        if share := flagged(result):
+            text += f", flagged {share:.0%}"
     return text
 
 
 def with_errors(mean: Mean, over_seeds: float) -> str:
-    """Returns the mean with its standard error, its deviation over seeds where there are any, its Monte Carlo error.
+    """Returns the mean with its standard error, its deviation over seeds where there are any, Monte Carlo error, bias.
 
-    A share of nothing is undefined.
+    A share of nothing is undefined. A question mark stands behind what cannot be believed.
     """
     if math.isnan(mean.value):
         return "undefined"
     places = decimals(mean.standard_error)
     spread = "?" if math.isnan(mean.standard_error) else f"{mean.standard_error:.{places}f}"
     seeds = "" if math.isnan(over_seeds) else f", seeds {over_seeds:.{places}f}"
-    error = "?" if math.isnan(mean.error) else f"{mean.error:.2g}"
-    return f"{mean.value:.{places}f} ± {spread}{seeds}" + ("" if mean.error == 0 else f", MC {error}")
+    doubt = "?" * mean.unreliable
+    error, bias = ("?" if math.isnan(number) else f"{number:.2g}{doubt}" for number in (mean.error, mean.bias))
+    random = "" if mean.error == 0 else f", MC {error}"
+    return f"{mean.value:.{places}f} ± {spread}{seeds}{random}" + ("" if mean.bias == 0 else f", bias {bias}")
 
 
 def decimals(error: float) -> int:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
@@ -28,26 +29,34 @@ Origin = Proposal | Literal["defensive"]
 
 # Log weights within so many nats of each other are equal but for the rounding of float32: they have no tail.
 ROUNDING = 1e-3
-# Of fewer samples the fit to the largest fifth says more of its prior than of them: of 32 weights that are all alike
-# but for a standard deviation of 0.05 it would doubt 30%, of 100 1%.
-FEWEST_SAMPLES = 100
-FEWEST_EFFECTIVE = 5  # of fewer samples, below which they cannot be believed: a bias of 0.1 nats
+# Of fewer samples a fit to the largest weights selects backwards: it sees a heavy tail only where a large weight was
+# drawn, and there the value is too high. What it does not flag is then too low.
+FEWEST_SAMPLES = 1000
+FEWEST_EFFECTIVE = 10  # of fewer samples than these, below which they cannot be believed
 SMALLEST_UNIT = 1e-290  # of the weights in the tail, the largest being 1: its reciprocal is still far from overflow
-INFINITE_VARIANCE = 0.5  # the shape of a Pareto tail beyond which it has no variance
-LARGEST_SHAPE = 0.7  # beyond which no affordable number of samples suffices
+LARGEST_SHAPE = 0.7  # of a Pareto tail, beyond which no affordable number of samples suffices
+LARGEST_DOUBT = 1 / 3  # the share of the squared error that may come from parts whose weights are flagged
+LARGEST_SHARE = 1 - 2**-53  # of a weight in the sum of all, in float64
 
 
 class Estimate(NamedTuple):
-    """An estimate for every example, float64 [batch]; over factors the sum, the least ess and the greatest k_hat."""
+    """An estimate for every example, float64 [batch]; over factors the sum, the least ess and the greatest k_hat.
+
+    The truth is within value - bias ± 2 error in 95% of cases, unless that is `unreliable`.
+    """
 
     value: np.ndarray  # nats
-    error: np.ndarray  # its Monte Carlo standard error, nats; 0 where the value is exact
-    ess: np.ndarray  # effective sample size; a few only: neither value nor error can be believed
-    k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without weights, or with equal ones
+    error: np.ndarray  # Monte Carlo standard error of value - bias, nats; 0 where the value is exact, NaN where unknown
+    ess: np.ndarray  # effective sample size
+    k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without a fit
+    bias: np.ndarray  # estimate of how far the value is off on average, nats; 0 of means, bounds and the jackknife
+    flagged: np.ndarray  # the share of factors whose weights say that they cannot be believed: 0 or 1 of a single one
+    doubt: np.ndarray  # the share of the squared error that comes from flagged factors
     # float64 [batch, targets]: a number for each index of the first axis of factors, such as several y of one x, the
     # other axes added up; their sum is the value, before `per_target`. [batch, 1] of the ELBO, whose score adds factors
     # up. None where estimates of several models were put together.
     per_factor: np.ndarray | None = None
+    lower: "Estimate | None" = None  # of an upper bound: the lower one of the same y, see `ais.bounds`
 
 
 class Estimator(NamedTuple):
@@ -69,10 +78,30 @@ def _by_factor(numbers: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _total(factors: Estimate, num_targets: int) -> Estimate:
     """Returns the estimate of a sum over independent factors: [batch, factors] -> [batch]."""
-    error = np.sqrt((factors.error**2).sum(1))
-    k_hat = np.fmax.reduce(factors.k_hat, 1)
-    per_factor = factors.value.reshape(len(factors.value), num_targets, -1).sum(2)
-    return Estimate(factors.value.sum(1), error, factors.ess.min(1), k_hat, per_factor)
+    return Estimate(
+        factors.value.sum(1),
+        np.sqrt((factors.error**2).sum(1)),
+        factors.ess.min(1),
+        np.fmax.reduce(factors.k_hat, 1),
+        factors.bias.sum(1),
+        factors.flagged.mean(1),
+        _doubt(factors, 1),
+        factors.value.reshape(len(factors.value), num_targets, -1).sum(2),
+    )
+
+
+def _doubt(parts: Estimate, axis: int) -> np.ndarray:
+    """Returns the doubt about a sum of independent parts, which lie along that axis."""
+    squared = parts.error**2
+    total = squared.sum(axis)
+    doubted = (squared * parts.doubt).sum(axis)
+    return np.where(total > 0, doubted / np.where(total > 0, total, 1), np.where(np.isnan(total), 1.0, 0.0))
+
+
+def _unweighted(value: np.ndarray, error: np.ndarray, ess: np.ndarray) -> Estimate:
+    """Returns an estimate without weights: nothing tells that it cannot be believed."""
+    zero = np.zeros_like(value)
+    return Estimate(value, error, ess, zero + np.nan, zero, zero, zero)
 
 
 def _refuse(bad: np.ndarray, what: str) -> None:
@@ -89,8 +118,14 @@ def _refuse(bad: np.ndarray, what: str) -> None:
 def log_mean_exp(log_weights: np.ndarray) -> Estimate:
     """Returns the log of the mean weight over samples, [samples, batch, *factors] -> [batch].
 
-    The error is that of the delta method, sd(w) / (mean(w) √S); ESS = (Σw)² / Σw² (Kong 1992). Jensen's inequality
-    biases the value down by about error²/2.
+    Jensen's inequality biases it down: the bias is estimated by the jackknife, JVI of order 1 (Nowozin 2018,
+    "Debiasing evidence approximations"). With l(S) the log of the mean of S weights and l(S - 1) its average over
+    leaving out one of them, it is (S - 1) (l(S - 1) - l(S)). The error is the jackknife's too (Tukey 1958), from the
+    spread of the same S logs: unlike that of the delta method, sd(w) / (mean(w) √S), to which it is equal where weights
+    are alike, it does not stop at 1 nat where one weight is the whole sum. ESS = (Σw)² / Σw² (Kong 1992).
+
+    The bias is infinite if one weight is the whole sum: value - bias stops at the largest log weight, which no mean
+    exceeds; ESS and k̂ flag such examples.
 
     Raises:
       UserError: for a weight that is NaN or infinite, or an example whose weights are all 0.
@@ -107,35 +142,33 @@ def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
     weights = np.exp(log_weights - top)
     total = weights.sum(0)
     ess = total**2 / np.einsum("sbf,sbf->bf", weights, weights)
-    # (S / ESS - 1) S / (S - 1) is the variance of the weights over their squared mean.
-    error = np.sqrt(np.maximum(num_samples / ess - 1, 0) / (num_samples - 1)) if num_samples > 1 else np.nan * top
-    return Estimate(top + np.log(total / num_samples), error, ess, pareto_k(log_weights))
+    value, k_hat = top + np.log(total / num_samples), pareto_k(log_weights)
+    if num_samples == 1:
+        unknown, flagged = np.full_like(value, np.nan), np.ones_like(value)
+        return Estimate(value, unknown, ess, k_hat, unknown, flagged, flagged)
+    # Leaving out a weight that is the share v of the sum adds log(S / (S - 1)) + log(1 - v) to the value.
+    changes = np.log1p(-np.minimum(weights / total, LARGEST_SHARE))
+    mean = changes.mean(0)
+    moved = math.log(num_samples / (num_samples - 1)) + mean
+    bias = np.maximum((num_samples - 1) * moved, value - top)
+    error = np.sqrt((num_samples - 1) / num_samples * ((changes - mean) ** 2).sum(0))
+    few = num_samples < FEWEST_SAMPLES
+    bad = ess < FEWEST_EFFECTIVE if few else k_hat > largest_shape(num_samples)
+    flagged = bad.astype(np.float64)
+    return Estimate(value, error, ess, k_hat, bias, flagged, flagged)
 
 
 def jackknife(log_weights: np.ndarray) -> Estimate:
-    """Returns the log of the mean weight, its bias removed to first order: [samples, batch, *factors] -> [batch].
-
-    JVI of order 1 (Nowozin 2018, "Debiasing evidence approximations"): S l(S) - (S - 1) l(S - 1), with l(S) the log of
-    the mean and l(S - 1) its average over leaving out one sample. Leaving out a weight that is the share v of the sum
-    adds log(S / (S - 1)) + log(1 - v) to l. All this moves the value by O(1/S), so its error, to first order, is that
-    of `log_mean_exp`.
-
-    The correction is infinite if one weight is the whole sum: the value stops at the largest log weight, which no
-    mean exceeds; ESS and k̂ flag such examples.
+    """Returns the log of the mean weight less its bias, see `log_mean_exp`: [samples, batch, *factors] -> [batch].
 
     Raises:
       UserError: as `log_mean_exp`, and for fewer than two samples.
     """
     log_weights, num_targets = _by_factor(log_weights)
-    num_samples = len(log_weights)
-    if num_samples < 2:
-        raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
+    if len(log_weights) < 2:
+        raise UserError(f"num_samples={len(log_weights)} must be at least 2 for the jackknife")
     plain = _log_mean_exp(log_weights)
-    shares = np.minimum(np.exp(log_weights - plain.value) / num_samples, 1)
-    with np.errstate(divide="ignore"):
-        moved = math.log(num_samples / (num_samples - 1)) + np.log1p(-shares).mean(0)
-    value = np.minimum(plain.value - (num_samples - 1) * moved, log_weights.max(0))
-    return _total(plain._replace(value=value), num_targets)
+    return _total(plain._replace(value=plain.value - plain.bias, bias=np.zeros_like(plain.bias)), num_targets)
 
 
 def plain_mean(scores: np.ndarray) -> Estimate:
@@ -150,23 +183,28 @@ def plain_mean(scores: np.ndarray) -> Estimate:
     _refuse(~np.isfinite(scores).all(0), "the scores are not finite")
     num_samples, mean = len(scores), scores.mean(0)
     error = scores.std(0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.nan * mean
-    return _total(Estimate(mean, error, np.full_like(mean, num_samples), np.full_like(mean, np.nan)), num_targets)
+    return _total(_unweighted(mean, error, np.full_like(mean, num_samples)), num_targets)
+
+
+def exact(log_p: np.ndarray) -> Estimate:
+    """Returns the estimate of numbers that are known, nats: [batch, *factors] -> [batch]."""
+    log_p, num_targets = _by_factor(np.asarray(log_p)[None])
+    _refuse(~np.isfinite(log_p[0]), "log p(y|x) is not finite")
+    return _total(_unweighted(log_p[0], np.zeros_like(log_p[0]), np.ones_like(log_p[0])), num_targets)
 
 
 def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     """Returns the shape of the generalised Pareto distribution fitted to the largest weights, [samples, ...] -> [...].
 
     k̂ of Pareto-smoothed importance sampling (Vehtari et al. 2024): moments of the weights beyond the 1/k̂-th do not
-    exist. NaN where the largest weights are equal but for rounding: there is no tail. inf, the worst, where in float64
-    much of the tail is 0, or equal, beside the largest weight. To fewer than FEWEST_SAMPLES nothing can be fitted: inf
-    where their effective number is below FEWEST_EFFECTIVE, NaN elsewhere.
+    exist. NaN where there are fewer than FEWEST_SAMPLES, or where the largest weights are equal but for rounding: there
+    is no tail. inf, the worst, where in float64 much of the tail is 0, or equal, beside the largest weight.
     """
     num_samples, shape = len(log_weights), log_weights.shape[1:]
     if num_samples < FEWEST_SAMPLES:
-        weights = np.exp(log_weights - log_weights.max(0))
-        return np.where(weights.sum(0) ** 2 < FEWEST_EFFECTIVE * (weights**2).sum(0), np.inf, np.nan)
+        return np.full(shape, np.nan)
     columns = np.ascontiguousarray(log_weights.reshape(num_samples, -1).T)
-    tail = int(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
+    tail = int(3 * math.sqrt(num_samples))
     # The largest weight below the tail, and the tail's lower quartile: the fit is in units of how far these are apart,
     # and where that is 0 arviz returns a k̂ near 0.
     ranks = [num_samples - tail - 1, num_samples - tail + round(tail / 4) - 1]
@@ -180,45 +218,30 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     return k_hat.reshape(shape)
 
 
-class Unreliable(NamedTuple):
-    """Which examples' estimates cannot be believed, bool [batch]."""
-
-    error: np.ndarray  # the Monte Carlo error: the weights' variance is infinite
-    value: np.ndarray  # the value, and the error with it: more samples than these would be needed
-
-
 def largest_shape(num_samples: int) -> float:
     """Returns the k̂ up to which so many samples suffice: min(1 - 1 / log10 S, 0.7) (Vehtari et al. 2024)."""
     return min(1 - 1 / math.log10(num_samples), LARGEST_SHAPE)
 
 
-def unreliable(estimate: Estimate, num_samples: int) -> Unreliable:
-    """Returns which examples' estimates cannot be believed, by the k̂ of `num_samples` weights."""
-    limit = largest_shape(max(num_samples, FEWEST_SAMPLES))
-    return Unreliable(estimate.k_hat > min(limit, INFINITE_VARIANCE), estimate.k_hat > limit)
+def unreliable(estimate: Estimate) -> np.ndarray:
+    """Returns of which examples neither value nor error can be believed, bool [batch].
+
+    Flagged factors make up more than LARGEST_DOUBT of the squared error: among thousands of factors a few are flagged
+    by chance, and a few that are bad may not matter.
+    """
+    return estimate.doubt > LARGEST_DOUBT
 
 
 def cautions(estimate: Estimate, num_samples: int) -> list[str]:
-    """Returns warnings for whoever reads the estimate: a line for its values, one for its errors, or none."""
-    doubted, count = unreliable(estimate, num_samples), len(estimate.value)
-    lines = []
-    if doubted.value.any() and num_samples < FEWEST_SAMPLES:
-        lines.append(
-            f"fewer than {FEWEST_EFFECTIVE} effective samples for {doubted.value.sum()} of {count} examples: "
-            "neither their values nor their errors can be believed"
-        )
-    elif doubted.value.any():
-        lines.append(
-            f"k-hat above {largest_shape(num_samples):.2f} for {doubted.value.sum()} of {count} examples: "
-            "neither their values nor their errors can be believed"
-        )
-    only_error = doubted.error & ~doubted.value
-    if only_error.any():
-        lines.append(
-            f"k-hat above {INFINITE_VARIANCE:.2f} for {only_error.sum()} of {count} examples: "
-            "their Monte Carlo errors cannot be believed"
-        )
-    return lines
+    """Returns warnings for whoever reads the estimate: a line, or none."""
+    doubted, count = unreliable(estimate), len(estimate.value)
+    if not doubted.any():
+        return []
+    if num_samples < FEWEST_SAMPLES:
+        sign = f"fewer than {FEWEST_EFFECTIVE} effective samples"
+    else:
+        sign = f"k-hat above {largest_shape(num_samples):.2f}"
+    return [f"{sign} for {doubted.sum()} of {count} examples: neither their values nor their errors can be believed"]
 
 
 def elbo_score(draw: Draw) -> Array:
@@ -254,8 +277,10 @@ class Mean(NamedTuple):
     """A mean over examples, nats."""
 
     value: float
-    error: float  # Monte Carlo standard error of the mean: what more samples would lower
+    error: float  # Monte Carlo standard error of value - bias: what more samples would lower
     standard_error: float  # over examples: what more examples would lower
+    bias: float = 0.0  # as in Estimate; it falls with more samples, but not with more examples
+    unreliable: bool = False  # error and bias cannot be believed: flagged examples make up too much of them
 
 
 def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> float:
@@ -277,17 +302,31 @@ def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> fl
 
 
 def mean_over_examples(estimate: Estimate, clusters: np.ndarray | None = None) -> Mean:
-    """Returns the mean of an estimate over its examples with both of its errors; `clusters` as in `standard_error`."""
-    count = len(estimate.value)
+    """Returns the mean of an estimate over its examples with all of its errors; `clusters` as in `standard_error`."""
     spread = standard_error(estimate.value, clusters)
-    return Mean(float(estimate.value.mean()), float(np.sqrt((estimate.error**2).sum()) / count), spread)
+    doubted = estimate.lower is None and bool(_doubt(estimate, 0) > LARGEST_DOUBT)
+    return Mean(float(estimate.value.mean()), _error_of_mean(estimate), spread, float(estimate.bias.mean()), doubted)
+
+
+def _error_of_mean(estimate: Estimate) -> float:
+    """Returns the Monte Carlo standard error of the mean over examples.
+
+    That of an upper bound is from the spread over examples of its distance to the lower one, less the lower one's own
+    error. Chains in reverse begin at a z that they share, so the upper bound errs by no less than the lower one, and
+    by half of that spread's variance at least.
+    """
+    count, lower = len(estimate.value), estimate.lower
+    if lower is None:
+        return float(np.sqrt((estimate.error**2).sum()) / count)
+    if count == 1:
+        return math.nan
+    of_distance = (estimate.value - lower.value).var(ddof=1)
+    return float(np.sqrt(max(of_distance - (lower.error**2).mean(), of_distance / 2) / count))
 
 
 def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
     """Returns the mean of independent models' estimates of the same examples; the least ess, the greatest k_hat."""
-    value, error = np.mean([seed.value for seed in estimates], 0), np.sqrt(sum(seed.error**2 for seed in estimates))
-    ess, k_hat = np.min([seed.ess for seed in estimates], 0), np.fmax.reduce([seed.k_hat for seed in estimates])
-    return Estimate(value, error / len(estimates), ess, k_hat)
+    return _combined(estimates, np.full(len(estimates), 1 / len(estimates)))
 
 
 def paired_difference(a: Estimate, b: Estimate, clusters: np.ndarray | None = None) -> Mean:
@@ -296,8 +335,26 @@ def paired_difference(a: Estimate, b: Estimate, clusters: np.ndarray | None = No
     The Monte Carlo errors are added as if independent; with common random numbers the true one is smaller. `clusters`
     are those of `standard_error`.
     """
-    error, ess, k_hat = np.hypot(a.error, b.error), np.minimum(a.ess, b.ess), np.fmax(a.k_hat, b.k_hat)
-    return mean_over_examples(Estimate(a.value - b.value, error, ess, k_hat), clusters)
+    return mean_over_examples(_combined([a, b], np.array([1.0, -1.0])), clusters)
+
+
+def _combined(estimates: Sequence[Estimate], factors: np.ndarray) -> Estimate:
+    """Returns the sum of factors [estimates] times independent estimates of the same examples."""
+    bare = [estimate._replace(per_factor=None, lower=None) for estimate in estimates]
+    parts: Estimate = jax.tree.map(lambda *arrays: np.stack(arrays), *bare)
+    by = factors[:, None]
+    parts = parts._replace(value=by * parts.value, error=np.abs(by) * parts.error, bias=by * parts.bias)
+    lower = [estimate.lower for estimate in estimates if estimate.lower is not None]
+    return Estimate(
+        parts.value.sum(0),
+        np.sqrt((parts.error**2).sum(0)),
+        parts.ess.min(0),
+        np.fmax.reduce(parts.k_hat),
+        parts.bias.sum(0),
+        parts.flagged.mean(0),
+        _doubt(parts, 0),
+        lower=_combined(lower, factors) if lower else None,
+    )
 
 
 def shifted(estimate: Estimate, shift: np.ndarray) -> Estimate:
@@ -307,7 +364,8 @@ def shifted(estimate: Estimate, shift: np.ndarray) -> Estimate:
     per_factor = estimate.per_factor
     if per_factor is not None:
         per_factor = per_factor + (by_target if per_factor.shape[1] == num_targets else by_target.sum(1, keepdims=True))
-    return estimate._replace(value=estimate.value + by_target.sum(1), per_factor=per_factor)
+    lower = None if estimate.lower is None else shifted(estimate.lower, shift)
+    return estimate._replace(value=estimate.value + by_target.sum(1), per_factor=per_factor, lower=lower)
 
 
 def per_target(estimate: Estimate, num_targets: np.ndarray) -> Estimate:
@@ -316,4 +374,9 @@ def per_target(estimate: Estimate, num_targets: np.ndarray) -> Estimate:
     `per_factor` stays as it is: each of its numbers is of one y already.
     """
     number = np.maximum(np.asarray(num_targets, np.float64), 1)
-    return estimate._replace(value=estimate.value / number, error=estimate.error / number)
+    return estimate._replace(
+        value=estimate.value / number,
+        error=estimate.error / number,
+        bias=estimate.bias / number,
+        lower=None if estimate.lower is None else per_target(estimate.lower, num_targets),
+    )

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 from jax import Array
 
+from cvae_jax import distributions, keys
 from cvae_jax.errors import UserError
+from cvae_jax.inference import estimators
 from cvae_jax.inference.ais import Ais, ais
 from cvae_jax.inference.draws import scores
-from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, plain_mean, shifted
+from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, shifted
 from cvae_jax.model import Batch, Draw, Fitted
 
 # Estimators of log p(y|x): those that are made of draws, and annealed importance sampling.
@@ -110,10 +112,15 @@ def _scores_of(names: tuple[str, ...]) -> Callable[[Draw], dict[str, Array]]:
 def exact(fitted: Fitted, batch: Batch) -> Estimate:
     """Returns log p(y|x, z = E[z|x]): log p(y|x) of a model without latent variables, or with no spread."""
     unused = jax.random.key(0)
-    estimate = plain_mean(scores(fitted, batch, "prior_mean", _log_p_y, 1, unused))
-    zero = np.zeros_like(estimate.value)
-    known = Estimate(estimate.value, zero, zero + 1, zero + np.nan, estimate.per_factor)
-    return in_units_of_data(known, fitted, batch)
+    log_p = scores(fitted, batch, "prior_mean", _log_p_y, 1, unused)[0]
+    return in_units_of_data(estimators.exact(log_p), fitted, batch)
+
+
+@jax.jit
+def floor(fitted: Fitted, batch: Batch) -> Array:
+    """Returns what no model's -log p(y|x) falls below, because y is probabilities: [batch], nats; 0 of other y."""
+    p_y = fitted.draw(fitted.encode(batch), keys.unused(batch.ids), "prior_mean").p_y
+    return distributions.floor(p_y, batch.y, batch.weight)
 
 
 def _log_p_y(draw: Draw) -> Array:

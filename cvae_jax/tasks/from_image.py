@@ -98,7 +98,7 @@ class FromImage(Task):
             "denoise": f"clean image, noise {config.get('noise', 0):g}",
             "superres": f"image of {FACTOR}x the resolution",
         }[config.output]
-        self.protocol = "d or d + 1 by a coin" if self.labels else f"{config.targets} targets"
+        self.protocol = "d or d + 1 by a coin" if self.labels else images.TARGETS[config.targets]
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)

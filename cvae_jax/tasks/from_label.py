@@ -130,7 +130,7 @@ class FromLabel(Task):
         if self.residual and (settings.prior, settings.activation) != ("learned", "gelu"):
             raise UserError("cvae.network=residual learns its prior, has gelu; set cvae.prior=learned, activation=gelu")
         self.title = f"image given one of {self.num_classes} labels" if self.labels else "image"
-        self.protocol = f"{config.targets} targets"
+        self.protocol = images.TARGETS[config.targets]
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)

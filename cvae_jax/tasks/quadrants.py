@@ -140,7 +140,7 @@ class Quadrants(Task):
         self.observed = observed_quadrants(config.quadrants, self.shape)
         baseline, cvae = make_models(config, self.shape)
         self.title = f"{config.quadrants} quadrant{'s' * (config.quadrants > 1)}"
-        self.protocol = f"{config.targets} targets"
+        self.protocol = images.TARGETS[config.targets]
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         self.stages = (
             objectives.stage("baseline", baseline, config.baseline),

@@ -25,7 +25,7 @@ def test_gains_stand_under_the_columns_of_their_own_baseline():
     )
     assert rows[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
     assert rows[3] == ["m cvae", "is", "1,000", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
-    assert rows[4] == ["gain of m cvae", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
+    assert rows[4] == ["gain of m cvae over m baseline by exact", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
 
 
 def test_a_gain_is_over_the_first_model_by_the_same_estimator():
@@ -37,9 +37,36 @@ def test_a_gain_is_over_the_first_model_by_the_same_estimator():
     ]
     rows = cells(tables.table(results))
     # None over itself; 0.5 and 1.0 over its own kind.
-    assert rows[6:] == [["gain of two", "elbo", "10", "0.50 ± 0.00"], ["gain of two", "is", "10", "1.00 ± 0.00"]]
+    gains = [["gain of two over one", "elbo", "10", "0.50 ± 0.00"], ["gain of two over one", "is", "10", "1.00 ± 0.00"]]
+    assert rows[6:] == gains
     assert tables.gain(results[1], results) == {}
-    assert tables.gain(results[3], results)["reference"] == "one, is"
+    assert tables.gain(results[3], results)["reference"] == "one, is 10"
+
+
+def test_a_gain_is_never_over_a_bound():
+    """Two models of equal log p: what the first one's ELBO lacks is no gain of the second."""
+    elbo, sampled = (
+        result("c", "cvae", name, 100, estimate([at] * 2)) for name, at in (("elbo", -105.0), ("is", -100))
+    )
+    network = result("c", "network", "exact", 1, estimate([-100.0] * 2))
+    for order in ([elbo, sampled, network], [sampled, elbo, network]):
+        assert cells(tables.table(order))[5:] == [["gain of network over cvae by is 100", "exact", "1", "0.00 ± 0.00"]]
+        assert tables.gain(network, order)["gain"] == 0
+    assert tables.gain(network, [elbo, network]) == {}
+    assert "gain" not in tables.table([elbo, network])
+
+
+def test_a_gain_is_over_the_estimate_nearest_to_the_truth():
+    first = [result("c", "one", name, count, estimate([-1.0, -1.0])) for name, count in
+             (("elbo", 9), ("mc", 5000), ("is", 100), ("is", 1000), ("defensive", 100))]  # fmt: skip
+    by = {name: tables.gain(row, [*first, row])["reference"] for name, row in
+          ((name, result("c", "two", name, 500, estimate([-2.0, -2.0]))) for name in
+           ("elbo", "is", "mc", "ais", "exact"))}  # fmt: skip
+    defensive = "one, defensive 100"
+    alike = {"elbo": "one, elbo 9", "is": "one, is 1000", "mc": "one, mc 5000"}
+    assert by == {**alike, "ais": defensive, "exact": defensive}
+    exact = result("c", "one", "exact", 1, estimate([-1.0, -1.0]))
+    assert tables.gain(result("c", "two", "elbo", 9, estimate([-2.0, -2.0])), [exact])["reference"] == "one, exact 1"
 
 
 @pytest.mark.parametrize(("error", "places"), [(0.2, 2), (0.011, 2), (0.0097, 4), (0.0034, 4), (0.00012, 5), (0.0, 2)])
@@ -50,9 +77,22 @@ def test_a_small_error_is_shown_with_two_digits(error, places):
 
 
 def test_examples_with_a_heavy_tail_are_counted():
-    doubtful = Estimate(np.array([-2.0, -4.5]), np.full(2, 0.1), np.full(2, 9.0), np.array([0.9, 0.1]))
-    (row,) = cells(tables.table([result("c", "m", "is", 1000, doubtful)]))[2:]
-    assert row[-1] == "3.25 ± 1.25, MC 0.071, ESS 9, k̂ 50%"
+    doubtful = estimate([-2.0, -4.5], 0.1, 9.0, [0.9, 0.1], [-0.02, -0.01], [1.0, 0.0])
+    results = [
+        result("c", "first", "is", 1000, estimate([-3.0, -5.0], 0.1, 9.0)),
+        result("c", "m", "is", 1000, doubtful),
+    ]
+    rows = cells(tables.table(results))
+    assert rows[3][-1] == "3.25 ± 1.25, MC 0.071?, bias 0.015?, ESS 9, flagged 50%"
+    # A quarter of the difference's squared error is of the example that is flagged.
+    assert rows[4][-1] == "0.75 ± 0.25, MC 0.1, bias -0.015"
+    numbers = tables.summary(results[1]) | tables.gain(results[1], results)
+    assert numbers["bias"] == pytest.approx(0.015) and numbers["gain_bias"] == pytest.approx(-0.015)
+    assert not numbers["monte_carlo_error_and_bias_are_credible"]
+    assert numbers["gain_monte_carlo_error_and_bias_are_credible"]
+    assert numbers["share_of_examples_flagged"] == 0.5
+    (row,) = tables.examples(results[1])
+    assert row["bias"] == [-0.02, -0.01] and row["flagged"] == [1, 0] and row["k_hat"] == [0.9, 0.1]
 
 
 SEEDS = [
@@ -67,7 +107,8 @@ def test_seeds_are_averaged_and_their_deviation_told():
     assert rows[2][-1] == "4.25 ± 1.25, seeds 0.35"
     assert rows[3][-1] == "2.75 ± 1.25, seeds 0.35, MC 0.05, ESS 8"
     # Differences by seed: 1 and 2; of the means by example 1.5 and 1.5.
-    assert rows[4] == ["gain of cvae", "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
+    gain = "gain of cvae over baseline by exact"
+    assert rows[4] == [gain, "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
     row = tables.summary(SEEDS[1]) | tables.gain(SEEDS[1], SEEDS)
     assert row["of_seeds"] == [3.0, 2.5] and row["seeds"] == [0, 1]
     assert row["negative_log_likelihood"] == 2.75 and row["gain"] == 1.5
@@ -79,7 +120,7 @@ def test_seeds_are_averaged_and_their_deviation_told():
 
 def test_more_seeds_than_the_reference_has():
     results = [result("c", "baseline", "exact", 1, estimate([-3.0, -5.0])), SEEDS[1]]
-    gain, deviation = tables.gain_of(SEEDS[1], results)
+    gain, deviation = tables.gain_of(SEEDS[1], results[0])
     assert gain.value == 1.25 and deviation == pytest.approx(np.std([1.0, 1.5], ddof=1))
 
 
@@ -118,7 +159,7 @@ def test_examples_that_belong_together_count_once():
 
 
 def test_json_holds_the_parts_of_examples_that_have_several():
-    several = Estimate(*np.zeros((4, 2)), per_factor=np.array([[1.0, 2.0], [3.0, np.nan]]))
+    several = Estimate(*np.zeros((7, 2)), per_factor=np.array([[1.0, 2.0], [3.0, np.nan]]))
     single = several._replace(per_factor=np.ones((2, 1)))
     rows = [row for estimates in (several, single) for row in tables.examples(result("c", "m", "is", 9, estimates))]
     assert rows[0]["per_factor"] == [[1.0, 2.0], [3.0, None]] and "per_factor" not in rows[1]

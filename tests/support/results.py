@@ -6,8 +6,11 @@ from cvae_jax.evaluation.tables import Result
 from cvae_jax.inference.estimators import Estimate
 
 
-def estimate(value, error=0.0, ess=1.0, k_hat=np.nan):
-    return Estimate(np.asarray(value, float), *(np.full(len(value), one) for one in (error, ess, k_hat)))
+def estimate(value, error=0.0, ess=1.0, k_hat=np.nan, bias=0.0, flagged=0.0):
+    """Flagged examples are doubted, as of a single factor."""
+    return Estimate(
+        np.asarray(value, float), *(np.zeros(len(value)) + of for of in (error, ess, k_hat, bias, flagged, flagged))
+    )
 
 
 def result(column, model, estimator, num_samples, *estimates):
