@@ -1,26 +1,64 @@
-"""One mesh over every device there is: batches are spread over it, everything else is on all of it."""
+"""Every device at work: batches of training are spread over a mesh, evaluation gives each device items of its own."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+LOGGER = logging.getLogger(__name__)
+
 Tree = TypeVar("Tree")  # nested containers of arrays
 Own = TypeVar("Own")  # of one seed
 Shared = TypeVar("Shared")  # by all seeds
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def use_every_core() -> None:
-    """Makes each CPU core a device, before JAX starts: XLA does element-wise work on one core a device.
+    """Makes each CPU core a device, where JAX has not started: XLA does element-wise work on one core a device.
 
     For evaluation, whose numbers do not depend on the number of devices; training keeps the devices it finds, so
-    that a run can go on elsewhere bit for bit. Leaves a count alone that XLA_FLAGS sets.
+    that a run can go on elsewhere bit for bit. Leaves a count alone that the user has set.
     """
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if cores == 1 or by_flag or jax.config.values["jax_num_cpu_devices"] != -1:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:  # JAX has started
+        if jax.default_backend() == "cpu":
+            line = 'jax.config.update("jax_num_cpu_devices", os.cpu_count())'
+            LOGGER.info("JAX has started with 1 device for %d cores; to use them all, begin with %s", cores, line)
+    else:
+        LOGGER.info("each of %d CPU cores is a device of JAX now, for training in this process too", cores)
+
+
+def on_devices(function: Callable[[jax.Device, Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Returns `function(device, item)` of every item, on the host; each device takes the next item when it is free.
+
+    An item is computed on that device alone. Programs and numbers then do not depend on how many devices there are.
+    Products are of the highest precision. Each device has a thread, so that they compile at the same time too.
+    """
+    free: SimpleQueue[jax.Device] = SimpleQueue()
+    for device in jax.local_devices()[: len(items)]:
+        free.put(device)
+
+    def run(item: Item) -> Result:
+        device = free.get()
+        try:
+            with jax.default_matmul_precision("highest"):
+                return jax.device_get(function(device, item))
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        return list(pool.map(run, items))
 
 
 def make_mesh() -> Mesh:
@@ -37,13 +75,6 @@ def spread(mesh: Mesh, tree: Tree, axis: int = 0) -> Tree:
     """Inside jit: asks that the given axis of every leaf lie in equal parts on the devices."""
     sharding = NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
-
-
-def place_batch(mesh: Mesh, tree: Tree) -> Tree:
-    """Outside jit: leaves [batch, ...] in equal parts on the devices, or whole on each where they do not divide."""
-    size = len(jax.tree.leaves(tree)[0])
-    spec = PartitionSpec("data") if size % mesh.size == 0 else PartitionSpec()
-    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from cvae_jax import inference, tasks
+from cvae_jax import inference, parallel, tasks
 from cvae_jax.errors import UserError
 from cvae_jax.inference import Ais, Estimate
 from cvae_jax.task import Fitted, PyTree, Stage, Task, Variables
@@ -172,6 +172,7 @@ def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
     path = pathlib.Path(folder).expanduser()
     config = workdir.read_config(path)
     _change(config, changes)
+    parallel.use_every_core()
     try:
         task = tasks.make_task(config, workdir.read_spec(path))
         best = _best_of_stages(task, config, path)

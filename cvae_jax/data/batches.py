@@ -59,10 +59,9 @@ def of_split(task: Task, arrays: Arrays, seed: int) -> Iterator[tuple[Batch, int
 
     Binarised targets depend on (seed, id of the example) alone, so every model is measured on the same y.
     """
-    devices = jax.device_count()
     for bucket in buckets.of_split(task, arrays, names=(*task.raw, *task.measured)):
         num_examples = len(bucket.ids)
-        size = -(-min(num_examples, EXAMPLES_PER_BATCH) // devices) * devices
+        size = min(num_examples, EXAMPLES_PER_BATCH)
         for start in range(0, num_examples, size):
             # The last batch is filled up with its last example, so that every batch of a bucket has one shape.
             rows = np.minimum(np.arange(start, start + size), num_examples - 1)

@@ -1,7 +1,7 @@
 """Predictions and samples of y, and numbers of many draws of z, from any model of the contract."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,7 @@ def predict(fitted: Fitted, batch: Batch) -> PyTree:
     return fitted.draw(fitted.encode(batch._replace(y=None)), keys.unused(batch.ids), "prior_mean").p_y.mean
 
 
-def sample(
-    fitted: Fitted,
-    batch: Batch,
-    sample_keys: Array,
-    noise: bool,
-    keep: Callable[[PyTree, Batch], PyTree] = lambda y, batch: y,
-    samples_per_call: int = 0,
-) -> PyTree:
+def sample(fitted: Fitted, batch: Batch, sample_keys: Array, noise: bool) -> PyTree:
     """Returns samples of y given x: leaves [samples, batch, ...].
 
     Args:
@@ -37,22 +30,12 @@ def sample(
       batch: what is known; its y is not looked at.
       sample_keys: [samples, batch].
       noise: draw y from the likelihood p(y|x,z); False gives its mean E[y|x,z], as images are usually shown.
-      keep: what to return of a sample, given the batch: leaves [batch, ...].
-      samples_per_call: how many are held at once before that; 0: all.
     """
-    encoding = fitted.encode(batch._replace(y=None))
-
-    def draw(example_keys: Array) -> PyTree:
-        z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(example_keys)
-        p_y = fitted.draw(encoding, z_keys, fitted.predicts_from).p_y
-        return keep(p_y.sample(y_keys) if noise else p_y.mean, batch)
-
-    if samples_per_call:
-        return jax.lax.map(draw, sample_keys, batch_size=samples_per_call)
-    return jax.vmap(draw)(sample_keys)
+    return _samples(noise, _y, fitted, batch, fitted.encode(batch._replace(y=None)), sample_keys)
 
 
-_sample = jax.jit(sample, static_argnames=("noise", "keep", "samples_per_call"))
+def _y(y: PyTree, batch: Batch) -> PyTree:
+    return y
 
 
 def keys_of(batch: Batch, key: Array, num_samples: int) -> Array:
@@ -71,25 +54,40 @@ def draw_samples(
     batch: Batch,
     sample_keys: Array,
     noise: bool,
-    keep: Callable[[PyTree, Batch], PyTree] = lambda y, batch: y,
+    keep: Callable[[PyTree, Batch], PyTree] = _y,
     samples_per_call: int = 0,
 ) -> PyTree:
-    """Returns what `sample` does, compiled, with the examples spread over all devices when they divide.
+    """Returns what `sample` does, compiled, on the host: NumPy leaves [samples, batch, ...].
 
-    Products are of the highest precision.
+    Every device takes the next few samples when it is free, and memory holds a few for each beside the result.
 
     Args:
       fitted: as in `sample`.
       batch: as in `sample`.
       sample_keys: [samples, batch], see `keys_of`.
       noise: as in `sample`.
-      keep: as in `sample`; a function of a module is compiled once for all batches.
-      samples_per_call: as in `sample`.
+      keep: what to return of a sample, given the batch: leaves [batch, ...]. A function of a module is compiled once
+        for all batches.
+      samples_per_call: how many a device holds at once; 0: as many as are quick.
     """
-    mesh = parallel.make_mesh()
-    fitted, batch = jax.device_put(fitted, parallel.replicated(mesh)), parallel.place_batch(mesh, batch)
-    with jax.default_matmul_precision("highest"):
-        return _sample(fitted, batch, sample_keys, noise, keep, samples_per_call)
+
+    @cache
+    def placed(device: jax.Device) -> tuple[Fitted, Batch, PyTree]:
+        own, examples = jax.device_put((fitted, batch), device)
+        with jax.default_matmul_precision("highest"):
+            return own, examples, _encode(own, examples._replace(y=None))
+
+    def chunk(device: jax.Device, numbers: np.ndarray) -> PyTree:
+        return _samples_jitted(noise, keep, *placed(device), jax.device_put(sample_keys[numbers], device))
+
+    num_samples = len(sample_keys)
+    size = min(num_samples, samples_per_call)
+    if not size:
+        own, _, encoding = placed(jax.local_devices()[0])
+        size = _samples_at_once(own, encoding, sample_keys[0], num_samples)
+    starts = range(0, num_samples, size)
+    chunks = [np.minimum(np.arange(start, start + size), num_samples - 1) for start in starts]  # all of one shape
+    return _joined(parallel.on_devices(chunk, chunks), num_samples)
 
 
 def scores(
@@ -104,8 +102,9 @@ def scores(
     """Applies `score` to every draw: `num_samples` draws for each example.
 
     Each score depends on (key, id of the example, number of the sample) alone, whatever else is in the batch and
-    however many draws are made at once. Only the scores are kept, so memory hardly grows with the samples. The
-    examples are spread over all devices when they divide.
+    however many draws are made at once. Only the scores are kept, so memory hardly grows with the samples. Every
+    device takes the next few samples of the whole batch when it is free: the numbers are the same, to the bit, however
+    many devices there are.
 
     Args:
       fitted: a model with its variables.
@@ -114,7 +113,7 @@ def scores(
       score: a draw -> leaves [batch, *factors]. A function of a module is compiled once for all batches.
       num_samples: for every example.
       key: of all random numbers.
-      draws_per_call: samples times examples that are held at once; None: as many as are quick.
+      draws_per_call: samples times examples that a device holds at once; None: as many as are quick.
 
     Returns:
       Leaves float32 [num_samples, batch, *factors].
@@ -123,26 +122,39 @@ def scores(
       UserError: where z is to come from a recognition network and the model has none.
     """
     key = keys.substream(key, origin)  # estimates from different proposals are independent
-    mesh = parallel.make_mesh()
-    fitted = jax.device_put(fitted, parallel.replicated(mesh))
-    batch = parallel.place_batch(mesh, batch)
-    with jax.default_matmul_precision("highest"):
-        encoding = _encode(fitted, batch)
-        example_keys = keys.per_example(key, batch.ids)
-        draws = draws_per_call or min(DRAWS_PER_CALL, _draws_that_fit(fitted, encoding, example_keys))
-        size = min(num_samples, max(1, draws // len(batch.ids)))
-        starts = jnp.arange(0, num_samples, size)
-        if origin in ("recognition", "recognition_mean", "defensive") and _lacks_q(fitted, encoding, example_keys):
-            raise UserError("this estimator draws from q(z|x,y), and the model has no recognition network; use mc")
-        values = _scores(origin, score, size, fitted, encoding, example_keys, starts)
-    return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:num_samples], values)
+    example_keys = keys.per_example(key, batch.ids)
+
+    @cache
+    def placed(device: jax.Device) -> tuple[Fitted, PyTree, Array]:
+        own, examples, own_keys = jax.device_put((fitted, batch, example_keys), device)
+        with jax.default_matmul_precision("highest"):
+            return own, _encode(own, examples), own_keys
+
+    first = placed(jax.local_devices()[0])
+    if origin in ("recognition", "recognition_mean", "defensive") and _lacks_q(*first):
+        raise UserError("this estimator draws from q(z|x,y), and the model has no recognition network; use mc")
+    if draws_per_call:
+        size = min(num_samples, max(1, draws_per_call // len(batch.ids)))
+    else:
+        size = _samples_at_once(*first, num_samples)
+
+    def chunk(device: jax.Device, start: int) -> PyTree:
+        return _scores(origin, score, size, *placed(device), np.int32(start))
+
+    return _joined(parallel.on_devices(chunk, range(0, num_samples, size)), num_samples)
 
 
-def _draws_that_fit(fitted: Fitted, encoding: PyTree, example_keys: Array) -> int:
-    """Returns how many draws make BYTES_PER_CALL of likelihoods."""
+def _samples_at_once(fitted: Fitted, encoding: PyTree, example_keys: Array, num_samples: int) -> int:
+    """Returns how many samples for each example make DRAWS_PER_CALL, or BYTES_PER_CALL of likelihoods."""
     p_y = jax.eval_shape(lambda f, e, k: f.draw(e, k, "prior").p_y, fitted, encoding, example_keys)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(p_y))
-    return BYTES_PER_CALL * len(example_keys) // max(1, size)
+    fitting = min(DRAWS_PER_CALL // len(example_keys), BYTES_PER_CALL // max(1, size))
+    return min(num_samples, max(1, fitting))
+
+
+def _joined(chunks: list[PyTree], num_samples: int) -> PyTree:
+    """Joins leaves [size, batch, ...] of chunks of samples; the last may have too many."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num_samples], *chunks)
 
 
 @jax.jit
@@ -156,6 +168,30 @@ def _lacks_q(fitted: Fitted, encoding: PyTree, example_keys: Array) -> Array:
     return jnp.isnan(fitted.draw(encoding, example_keys, "prior").log_q_z).all()
 
 
+# On a device: a chunk of samples. Without a loop over chunks: XLA inlines one of a single trip and rounds otherwise.
+
+
+def _samples(
+    noise: bool,
+    keep: Callable[[PyTree, Batch], PyTree],
+    fitted: Fitted,
+    batch: Batch,
+    encoding: PyTree,
+    sample_keys: Array,
+) -> PyTree:
+    """Returns what is kept of samples under keys [size, batch], vmapped: leaves [size, batch, ...]."""
+
+    def draw(example_keys: Array) -> PyTree:
+        z_keys, y_keys = jax.vmap(jax.random.split, out_axes=1)(example_keys)
+        p_y = fitted.draw(encoding, z_keys, fitted.predicts_from).p_y
+        return keep(p_y.sample(y_keys) if noise else p_y.mean, batch)
+
+    return jax.vmap(draw)(sample_keys)
+
+
+_samples_jitted = partial(jax.jit, static_argnums=(0, 1))(_samples)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _scores(
     origin: Origin,
@@ -164,15 +200,11 @@ def _scores(
     fitted: Fitted,
     encoding: PyTree,
     example_keys: Array,
-    starts: Array,
+    start: Array,
 ) -> PyTree:
-    """Returns scores [len(starts), size, batch, *factors]: `size` samples at once, vmapped, from each start in turn."""
-
-    def from_start(start: Array) -> PyTree:
-        sample_keys = keys.per_sample(example_keys, start + jnp.arange(size))
-        return jax.vmap(lambda k: score(_draw(fitted, encoding, k, origin)))(sample_keys)
-
-    return jax.lax.map(from_start, starts)
+    """Returns scores [size, batch, *factors] of `size` samples, vmapped, from number `start` on."""
+    sample_keys = keys.per_sample(example_keys, start + jnp.arange(size))
+    return jax.vmap(lambda k: score(_draw(fitted, encoding, k, origin)))(sample_keys)
 
 
 def _draw(fitted: Fitted, encoding: PyTree, example_keys: Array, origin: Origin) -> Draw:

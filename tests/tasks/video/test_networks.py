@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contract import check_alone, check_compiled, check_estimators_agree, check_given, check_kl, check_model
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from cvae_jax import inference, keys, parallel, schedules
@@ -319,7 +320,8 @@ def test_each_device_keeps_its_part_of_the_batch(forced):
     mesh = parallel.make_mesh()
     batch = batch_of(examples=4)
     fitted = jax.device_put(fitted_of(networks(teacher_forcing=forced)), parallel.replicated(mesh))
-    batch, example_keys = parallel.place_batch(mesh, (batch, keys.per_example(jax.random.key(3), batch.ids)))
+    parts = NamedSharding(mesh, PartitionSpec("data"))
+    batch, example_keys = jax.device_put((batch, keys.per_example(jax.random.key(3), batch.ids)), parts)
 
     @jax.jit
     def drawn(fitted, batch, example_keys):
