@@ -2,8 +2,13 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 from command import run
+from linear_gaussian import LinearGaussian
+from results import cells
+
+from benchmarks.truth import integration
 
 pytestmark = pytest.mark.slow
 
@@ -101,3 +106,22 @@ def test_importance(small_run):
 def test_what_is_no_comparison():
     done = run("-m", "benchmarks.compare", "segmentation")
     assert done.returncode == 2 and "choose from quadrants, rna_boxes" in done.stderr.replace("'", "")
+
+
+@pytest.mark.parametrize("z_size", [1, 2])
+def test_integrals_over_a_grid(z_size):
+    of = LinearGaussian(3, z_size, 4)
+    x, y = of.data(20)
+    log_p = integration.log_p(of.fitted(0.8, 0.2), of.batch_of(x, y))
+    np.testing.assert_allclose(log_p, of.log_p_y(x, y), rtol=0, atol=1e-5)
+
+
+def test_truth(small_run):
+    arguments = (f"--workdir={small_run}", "--num_examples=2", "--seeds=2", "--ais_seeds=2", "--num_samples=20")
+    done = run("-m", "benchmarks.truth", "coverage", *arguments, "--temperatures=10")
+    assert done.returncode == 0, done.stderr
+    rows = cells(done.stdout)
+    assert [row[0] for row in rows[2:]] == [
+        "mc", "is", "jackknife", "defensive", "ais", "bdmc, lower bound", "bdmc, upper bound"
+    ]  # fmt: skip
+    assert "annealing, 64 chains of 10 temperatures" in done.stdout

@@ -6,7 +6,7 @@
     python -m benchmarks.truth bdmc                                           bounds, on a linear-Gaussian model
 
 The truth of `integration`, `coverage` and `flags` is an integral over a grid of z. `coverage` of a model with a larger
-z takes annealing with 2,000 temperatures for it. Each prints a table in Markdown. Start it from the repository's root.
+z takes annealing with many temperatures for it. Each prints a table in Markdown. Start it from the repository's root.
 """
 
 import argparse
@@ -39,8 +39,9 @@ def model_and_batch(arguments: argparse.Namespace) -> tuple[Fitted, Batch]:
     return model.fitted(), jax.tree.map(lambda leaf: leaf[: bucket[1]], bucket[0])
 
 
-def known(fitted: Fitted, batch: Batch, size: int) -> tuple[np.ndarray, str]:
-    """Returns the truth [batch], or what is nearest to it, and what it is."""
+def known(fitted: Fitted, batch: Batch, temperatures: int) -> tuple[np.ndarray, str]:
+    """Returns the truth [batch], or what is nearest to it, and what it is; `temperatures` are those of long chains."""
+    size = latent_size(fitted, batch)
     if size <= 2:
         truth = integration.log_p(fitted, batch)
         coarse = integration.log_p(fitted, batch, integration.POINTS[size] // 2 + 1)
@@ -48,10 +49,13 @@ def known(fitted: Fitted, batch: Batch, size: int) -> tuple[np.ndarray, str]:
             truth,
             f"an integral over a grid; with half as many points it moves by {np.abs(truth - coarse).max():.1g}",
         )
-    settings = Ais("recognition", 2000, 2)
+    settings = Ais("recognition", temperatures, 2)
     long = inference.log_prob(fitted, batch, "ais", 64, jax.random.key(SEED), settings)
     mean = mean_over_examples(long)
-    return long.value - long.bias, f"annealing, 64 chains of 2,000 temperatures, MC {mean.error:.2g} of the mean"
+    return (
+        long.value - long.bias,
+        f"annealing, 64 chains of {temperatures:,} temperatures, MC {mean.error:.2g} of the mean",
+    )
 
 
 def latent_size(fitted: Fitted, batch: Batch) -> int:
@@ -63,7 +67,7 @@ def latent_size(fitted: Fitted, batch: Batch) -> int:
 def of_integration(arguments: argparse.Namespace) -> str:
     """Returns how far estimators are from the truth."""
     fitted, batch = model_and_batch(arguments)
-    truth, how = known(fitted, batch, latent_size(fitted, batch))
+    truth, how = known(fitted, batch, arguments.temperatures)
     key = keys.stream(0, "evaluation")
     requests = [(name, count) for name in DRAWN[1:] for count in (1000, 5000)]
     settings = Ais("recognition", 200, 2)
@@ -84,7 +88,7 @@ def of_integration(arguments: argparse.Namespace) -> str:
     text = f"{len(truth)} test examples; mean of the truth {truth.mean():.4f} nats, by {how}."
     if not fitted.model.autoregressive:
         simulated = ais.bdmc(fitted, batch, 16, key, settings)
-        exact, _ = known(fitted, simulated.batch, latent_size(fitted, batch))
+        exact, _ = known(fitted, simulated.batch, arguments.temperatures)
         for name, bound in zip(("lower", "upper"), ais.bounds(simulated), strict=True):
             mean = mean_over_examples(bound)
             lines.append(
@@ -127,8 +131,7 @@ def of_coverage(arguments: argparse.Namespace) -> str:
     if arguments.without >= 0:
         rows = np.delete(np.arange(len(batch.ids)), arguments.without)
         batch = jax.tree.map(lambda leaf: leaf[rows], batch)
-    size = latent_size(fitted, batch)
-    truth, how = known(fitted, batch, size)
+    truth, how = known(fitted, batch, arguments.temperatures)
     counts = [int(count) for count in arguments.num_samples.split(",")]
     requests = [(name, count) for name in DRAWN[1:] for count in counts]
     by_cell: dict[tuple[str, int], list[Mean]] = {}
@@ -148,7 +151,7 @@ def of_coverage(arguments: argparse.Namespace) -> str:
         if fitted.model.autoregressive:
             continue
         simulated = ais.bdmc(fitted, batch, 16, key, settings)
-        exact, _ = known(fitted, simulated.batch, size)
+        exact, _ = known(fitted, simulated.batch, arguments.temperatures)
         for (name, side), bound in zip((("lower", -1), ("upper", 1)), ais.bounds(simulated), strict=True):
             mean = mean_over_examples(bound)
             missed_by = float((bound.value - exact).mean())
@@ -166,7 +169,7 @@ def of_coverage(arguments: argparse.Namespace) -> str:
 def of_flags(arguments: argparse.Namespace) -> str:
     """Returns how far flagged values are from the truth, and those that are not."""
     fitted, batch = model_and_batch(arguments)
-    truth, how = known(fitted, batch, latent_size(fitted, batch))
+    truth, how = known(fitted, batch, arguments.temperatures)
     lines = [
         [
             "estimator",
@@ -220,7 +223,7 @@ def of_bdmc(arguments: argparse.Namespace) -> str:
     ]
     for steps, repeats in ((5, 20), (20, 20), (100, 20), (500, arguments.repeats_500)):
         batch = of.batch_of(of.data(repeats * count, SEED)[0], None)
-        settings = Ais("recognition", steps, 2)
+        settings = Ais("recognition", steps)
         simulated = ais.bdmc(of.fitted(0.7, 0.3), batch, chains, jax.random.key(SEED), settings)
         truth = of.log_p_y(np.asarray(batch.x, np.float64), np.asarray(simulated.batch.y, np.float64))
         for (name, side), bound in zip((("lower", -1), ("upper", 1)), ais.bounds(simulated), strict=True):
@@ -241,7 +244,7 @@ def of_bdmc(arguments: argparse.Namespace) -> str:
     except ValueError as error:
         refused = f"1 temperature: {error}"
     return (
-        f"Means over {count} y, {chains} chains of 2 leapfrog steps; 20 such means ({arguments.repeats_500} at 500 "
+        f"Means over {count} y, {chains} chains of 5 leapfrog steps; 20 such means ({arguments.repeats_500} at 500 "
         f"temperatures). {refused}\n\n{table(lines)}"
     )
 
@@ -266,6 +269,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20, help="evaluation seeds of estimators made of draws")
     parser.add_argument("--ais_seeds", type=int, default=20, help="evaluation seeds of ais and bdmc")
     parser.add_argument("--without", type=int, default=-1, help="an example that coverage leaves out")
+    parser.add_argument("--temperatures", type=int, default=2000, help="of the annealing that stands for the truth")
     parser.add_argument("--repeats_500", type=int, default=10, help="means at 500 temperatures")
     arguments = parser.parse_args()
     if arguments.command != "bdmc" and not arguments.workdir:
