@@ -74,7 +74,7 @@ def named(rival: Result, result: Result) -> str:
     """Returns what a gain is over: the model, and its estimator where that is not the result's own."""
     same = (rival.estimator, rival.num_samples) == (result.estimator, result.num_samples)
     samples = "" if rival.estimator == "exact" else f" {rival.num_samples:,}"
-    return rival.model if same else f"{rival.model} by {rival.estimator}{samples}"
+    return rival.model if same else f"{rival.model}, {rival.estimator}{samples}"
 
 
 def gain_of(result: Result, rival: Result) -> tuple[Mean, float]:
@@ -104,7 +104,7 @@ def summary(result: Result) -> dict[str, Any]:
             "num_examples": len(result.estimates[0].value),
             "negative_log_likelihood": -mean.value,
             "monte_carlo_error": mean.error,
-            "bias": -mean.bias,
+            "bias": 0 - mean.bias,
             "monte_carlo_error_and_bias_are_credible": not mean.unreliable,
             "standard_error": mean.standard_error,
             "of_seeds": by_seed,

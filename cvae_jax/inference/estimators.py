@@ -92,10 +92,9 @@ def _total(factors: Estimate, num_targets: int) -> Estimate:
 
 def _doubt(parts: Estimate, axis: int) -> np.ndarray:
     """Returns the doubt about a sum of independent parts, which lie along that axis."""
-    squared = parts.error**2
-    total = squared.sum(axis)
-    doubted = (squared * parts.doubt).sum(axis)
-    return np.where(total > 0, doubted / np.where(total > 0, total, 1), np.where(np.isnan(total), 1.0, 0.0))
+    weights = np.where(np.isnan(parts.error).any(axis, keepdims=True), 1, parts.error**2)
+    total = weights.sum(axis)
+    return (weights * parts.doubt).sum(axis) / np.where(total > 0, total, 1)
 
 
 def _unweighted(value: np.ndarray, error: np.ndarray, ess: np.ndarray) -> Estimate:
@@ -304,7 +303,7 @@ def standard_error(values: np.ndarray, clusters: np.ndarray | None = None) -> fl
 def mean_over_examples(estimate: Estimate, clusters: np.ndarray | None = None) -> Mean:
     """Returns the mean of an estimate over its examples with all of its errors; `clusters` as in `standard_error`."""
     spread = standard_error(estimate.value, clusters)
-    doubted = estimate.lower is None and bool(_doubt(estimate, 0) > LARGEST_DOUBT)
+    doubted = bool(_doubt(estimate, 0) > LARGEST_DOUBT)
     return Mean(float(estimate.value.mean()), _error_of_mean(estimate), spread, float(estimate.bias.mean()), doubted)
 
 

@@ -25,7 +25,7 @@ def test_gains_stand_under_the_columns_of_their_own_baseline():
     )
     assert rows[2] == ["m baseline", "exact", "1", "4.00 ± 1.00", "4.00 ± 1.00"]
     assert rows[3] == ["m cvae", "is", "1,000", "3.25 ± 1.25, MC 0.071, ESS 9", ""]
-    assert rows[4] == ["gain of m cvae over m baseline by exact", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
+    assert rows[4] == ["gain of m cvae over m baseline, exact", "is", "1,000", "0.75 ± 0.25, MC 0.071", ""]
 
 
 def test_a_gain_is_over_the_first_model_by_the_same_estimator():
@@ -50,7 +50,7 @@ def test_a_gain_is_never_over_a_bound():
     )
     network = result("c", "network", "exact", 1, estimate([-100.0] * 2))
     for order in ([elbo, sampled, network], [sampled, elbo, network]):
-        assert cells(tables.table(order))[5:] == [["gain of network over cvae by is 100", "exact", "1", "0.00 ± 0.00"]]
+        assert cells(tables.table(order))[5:] == [["gain of network over cvae, is 100", "exact", "1", "0.00 ± 0.00"]]
         assert tables.gain(network, order)["gain"] == 0
     assert tables.gain(network, [elbo, network]) == {}
     assert "gain" not in tables.table([elbo, network])
@@ -107,7 +107,7 @@ def test_seeds_are_averaged_and_their_deviation_told():
     assert rows[2][-1] == "4.25 ± 1.25, seeds 0.35"
     assert rows[3][-1] == "2.75 ± 1.25, seeds 0.35, MC 0.05, ESS 8"
     # Differences by seed: 1 and 2; of the means by example 1.5 and 1.5.
-    gain = "gain of cvae over baseline by exact"
+    gain = "gain of cvae over baseline, exact"
     assert rows[4] == [gain, "is", "1,000", "1.50 ± 0.00, seeds 0.71, MC 0.05"]
     row = tables.summary(SEEDS[1]) | tables.gain(SEEDS[1], SEEDS)
     assert row["of_seeds"] == [3.0, 2.5] and row["seeds"] == [0, 1]
