@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.rounds import table
@@ -35,8 +36,8 @@ def model_and_batch(arguments: argparse.Namespace) -> tuple[Fitted, Batch]:
     settings = model.config.data
     arrays = data.of(data.check(data.load(settings, model.task.sources), model.task, settings.source), "test")
     few = {name: array[: arguments.num_examples] for name, array in arrays.items()}
-    (bucket,) = batches.of_split(model.task, few, SEED)
-    return model.fitted(), jax.tree.map(lambda leaf: leaf[: bucket[1]], bucket[0])
+    parts = [jax.tree.map(lambda leaf, n=n: leaf[:n], part) for part, n in batches.of_split(model.task, few, SEED)]
+    return model.fitted(), jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def known(fitted: Fitted, batch: Batch, temperatures: int) -> tuple[np.ndarray, str]:
