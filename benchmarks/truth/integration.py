@@ -17,7 +17,7 @@ def log_p(fitted: Fitted, batch: Batch, points: int | None = None) -> np.ndarray
     """Returns log p(y|x) = log ∫ p(y|x,z) p(z|x) dz of every example, float64 [batch], nats.
 
     Args:
-      fitted: a model whose z has one or two elements and no axes of factors.
+      fitted: a model whose z has one or two elements, and no axes of factors but of length 1.
       batch: with y.
       points: of the grid in each direction; None: POINTS.
     """
@@ -34,7 +34,7 @@ def log_p(fitted: Fitted, batch: Batch, points: int | None = None) -> np.ndarray
     unit = np.stack([axis.ravel() for axis in axes], -1)  # [points, size]
     with jax.default_matmul_precision("highest"):
         log_joint = _log_joint(fitted, batch, jnp.float32(centre), jnp.float32(half), jnp.float32(unit))
-    values = np.asarray(log_joint, np.float64)
+    values = np.asarray(log_joint, np.float64).reshape(len(unit), len(batch.ids))
     cell = np.log(half * 2 / (number - 1)).sum(1)
     top = values.max(0)
     return top + np.log(np.exp(values - top).sum(0)) + cell

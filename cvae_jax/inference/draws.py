@@ -14,7 +14,7 @@ from cvae_jax.inference.estimators import PRIOR_SHARE, Origin
 from cvae_jax.model import Batch, Draw, Fitted, PyTree
 
 DRAWS_PER_CALL = 2_000  # samples times examples: enough to fill the cores, few enough to stay in cache
-BYTES_PER_CALL = 2**28  # of the likelihoods p(y|x,z) of these draws, where they are large: at least a draw an example
+BYTES_PER_CALL = 2**25  # of the likelihoods p(y|x,z) of these draws, where they are large: at least a draw an example
 
 
 def predict(fitted: Fitted, batch: Batch) -> PyTree:
@@ -146,7 +146,7 @@ def scores(
 
 def _samples_at_once(fitted: Fitted, encoding: PyTree, example_keys: Array, num_samples: int) -> int:
     """Returns how many samples for each example make DRAWS_PER_CALL, or BYTES_PER_CALL of likelihoods."""
-    p_y = jax.eval_shape(lambda f, e, k: f.draw(e, k, "prior").p_y, fitted, encoding, example_keys)
+    p_y = _likelihood.eval_shape(fitted, encoding, example_keys)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(p_y))
     fitting = min(DRAWS_PER_CALL // len(example_keys), BYTES_PER_CALL // max(1, size))
     return min(num_samples, max(1, fitting))
@@ -160,6 +160,12 @@ def _joined(chunks: list[PyTree], num_samples: int) -> PyTree:
 @jax.jit
 def _encode(fitted: Fitted, batch: Batch) -> PyTree:
     return fitted.encode(batch)
+
+
+@jax.jit
+def _likelihood(fitted: Fitted, encoding: PyTree, example_keys: Array) -> PyTree:
+    """Returns p(y|x,z) of one draw for every example; its shape alone is asked for."""
+    return fitted.draw(encoding, example_keys, "prior").p_y
 
 
 @jax.jit

@@ -111,6 +111,20 @@ def test_scores_differ_between_samples_examples_factors_and_keys(of, name):
     assert len(np.unique(found)) > 0.99 * found.size  # of so many float32 numbers two may be equal
 
 
+def test_scores_and_samples_do_not_depend_on_the_number_of_devices(monkeypatch):
+    """To the bit, of more chunks than devices and a batch that does not divide by their number."""
+    batch, devices = FACTORED.batch_of(*FACTORED.data(7)), jax.local_devices()
+    assert len(devices) > 1
+    results = []
+    for number in (1, len(devices)):
+        monkeypatch.setattr(jax, "local_devices", lambda number=number: devices[:number])
+        samples = samples_of(FACTORED.fitted(), batch, 40, samples_per_call=6)
+        results.append((scores(FACTORED, "defensive", batch, draws_per_call=50), samples))
+        assert all(type(leaf) is np.ndarray and len(leaf) == 40 for leaf in results[-1])
+    for of_one_device, of_all in zip(*results, strict=True):
+        np.testing.assert_array_equal(of_all, of_one_device)
+
+
 # Where z comes from.
 
 
