@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import cvae_jax
-from cvae_jax import command_line, config, evaluation, parallel, tasks
+from cvae_jax import command_line, config, evaluation, tasks
 
 
 def train() -> None:
@@ -66,7 +66,6 @@ def evaluate() -> None:
     def main() -> None:
         for module in task_module.value:
             tasks.import_module(module)
-        parallel.use_every_core()
         chosen: dict[str, Any] = {name: flag.value for name, flag in values.items()}
         annealing: dict[str, Any] = {name: flag.value for name, flag in ais.items()}
         request = evaluation.Request(**chosen, ais=evaluation.Ais(**annealing))

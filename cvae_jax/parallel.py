@@ -36,7 +36,7 @@ def use_every_core() -> None:
             line = 'jax.config.update("jax_num_cpu_devices", os.cpu_count())'
             LOGGER.info("JAX has started with 1 device for %d cores; to use them all, begin with %s", cores, line)
     else:
-        LOGGER.info("each of %d CPU cores is a device of JAX now, for training in this process too", cores)
+        LOGGER.info("each of %d CPU cores is a device of JAX now", cores)
 
 
 def on_devices(function: Callable[[jax.Device, Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -68,7 +68,7 @@ class TrainedModel:
         return _predict(self.fitted(stage), self.task.from_user(x))
 
     def sample(self, x: Any, num_samples: int, key: Array, noise: bool = True, stage: str | None = None) -> PyTree:
-        """Returns samples of y given x: leaves [num_samples, batch, ...].
+        """Returns samples of y given x: NumPy leaves [num_samples, batch, ...].
 
         Args:
           x: what the task observes.
@@ -130,6 +130,8 @@ def of_seed(tree: PyTree, number: int) -> PyTree:
 
 def load(workdir: str, seed: int | None = None, changes: Sequence[str] = ()) -> TrainedModel:
     """Loads what `train` left in `workdir`: the best weights of every stage that has a checkpoint.
+
+    Each CPU core becomes a device of JAX, where JAX has not started: see `parallel.use_every_core`.
 
     Args:
       workdir: of a run.

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.process import ROOT
 from benchmarks.quadrants.ours import matmul_rate
 from benchmarks.rounds import table
-from cvae_jax import data, evaluation, parallel, trained
+from cvae_jax import data, evaluation, trained
 from cvae_jax.data.batches import EXAMPLES_PER_BATCH
 from cvae_jax.evaluation import Plan
 from cvae_jax.inference import draws, estimators
@@ -69,8 +69,7 @@ def invariance(arguments: argparse.Namespace) -> str:
 
 
 def speed(arguments: argparse.Namespace) -> str:
-    """Returns time, memory and share of the matmul rate, each core a device, as eval.py does it."""
-    parallel.use_every_core()
+    """Returns time, memory and share of the matmul rate, each core a device, as `trained.load` makes it."""
     model, stage, arrays = load(arguments)
     square = [(2048, 2048, 2048)]
     few = {name: array[:EXAMPLES_PER_BATCH] for name, array in arrays.items()}
