@@ -13,7 +13,7 @@ from cvae_jax import inference
 from cvae_jax.data import batches
 from cvae_jax.trained import TrainedModel
 
-COUNT, NUM_SAMPLES = 23, 300  # examples that divide by no number of devices; four chunks of samples
+COUNT, NUM_SAMPLES = 23, 200  # examples that divide by no number of devices; three chunks of samples
 
 
 def results() -> dict[str, np.ndarray]:
@@ -26,7 +26,7 @@ def of_linear_gaussian() -> dict[str, np.ndarray]:
     sample_keys = inference.keys_of(batch, key, NUM_SAMPLES)
     return {
         "defensive": inference.log_prob(fitted, batch, "defensive", NUM_SAMPLES, key).value,
-        "means": inference.draw_samples(fitted, batch, sample_keys, noise=False, samples_per_call=70),
+        "means": inference.draw_samples(fitted, batch, sample_keys, noise=False, samples_per_call=60),
     }
 
 
