@@ -25,7 +25,7 @@ def use_every_core() -> None:
     For evaluation, whose numbers do not depend on the number of devices; training keeps the devices it finds, so
     that a run can go on elsewhere bit for bit. Leaves a count alone that the user has set.
     """
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     by_flag = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if cores == 1 or by_flag or jax.config.values["jax_num_cpu_devices"] != -1:
         return

@@ -87,12 +87,11 @@ def speed(arguments: argparse.Namespace) -> str:
     kernels = [leaf for leaf in jax.tree.leaves(model.params["generation_net"]) if leaf.ndim == 2]
     flops = 2 * sum(kernel.size for kernel in kernels) * len(estimate.value) * arguments.num_samples
     mean = estimators.mean_over_examples(estimate)
-    doubted = estimators.unreliable(estimate, arguments.num_samples)
+    doubted = estimators.unreliable(estimate)
     rows = {
         "examples, samples": f"{len(estimate.value):,}, {arguments.num_samples:,}",
         "negative log p(y\\|x), nats": f"{-mean.value:.3f} ± {mean.standard_error:.3f}, MC {mean.error:.2g}",
-        "median ESS; k̂ flags the error, the value": f"{np.median(estimate.ess):.0f}; "
-        + ", ".join(f"{share.mean():.1%}" for share in doubted),
+        "median ESS; flagged": f"{np.median(estimate.ess):.0f}; {doubted.mean():.1%}",
         "time (the first batch, compilation included)": f"{took:.0f} s ({once:.1f} s)",
         "draws per second": f"{len(estimate.value) * arguments.num_samples / took:,.0f}",
         "generation network's matmuls": f"{flops / took / 1e9:.0f} GFLOP/s",

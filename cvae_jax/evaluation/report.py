@@ -12,9 +12,22 @@ from cvae_jax.inference import Ais, diagnostics, estimators
 from cvae_jax.inference.estimators import Mean, standard_error
 from cvae_jax.task import Metric
 
+# What the words of a table mean, where they occur in it.
+SAMPLED = (
+    "Bias is how far too high a figure is on average, estimated from the same samples: with other random numbers, 95% "
+    "of figures less their bias would be within 2 MC of the truth. More examples lower MC and not the bias; more "
+    "samples lower both. ESS is the median effective sample size. Flagged is the share of examples whose value and "
+    "error cannot be believed: k̂, which says how heavy the tail of the weights is, is above the limit for so many "
+    "samples. A question mark stands behind MC and bias where flagged examples make up more than a third of the "
+    "squared error: the truth may be further off."
+)
+FEW = (
+    f"Of fewer than {estimators.FEWEST_SAMPLES:,} samples, or chains, an example is flagged where its ESS is below "
+    f"{estimators.FEWEST_EFFECTIVE}, or half of them. A tail that was not drawn is not seen: no flag proves nothing."
+)
 GREY = (
-    "Grey targets are probabilities, and what is printed is their cross-entropy and no density: it compares models "
-    "under this protocol alone, and none falls below the floor, which is the targets' own entropy."
+    "A cross-entropy compares models under this protocol alone. None falls below the floor, which is the entropy of "
+    "the targets themselves."
 )
 
 
@@ -182,7 +195,8 @@ def text(findings: Findings, settings: Ais) -> str:
             "## On y drawn from each model itself",
             tables.table(simulated, gains=False),
             "Bidirectional Monte Carlo: -log p(y|x) lies between minus the upper and minus the lower bound, up to "
-            "their MC errors. An estimator that stands between them is right here, on y that this model holds likely. "
+            "their MC errors. So the truth is known as well as they are close, on y that this model holds likely, and "
+            "an estimator that lies outside by more than its errors is wrong. "
             f"y: {'; '.join(sorted({result.protocol for result in simulated}))}.",
         ]
     if codes:
@@ -207,20 +221,19 @@ def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[st
         else f"{' or '.join(f'{count:,}' for count in sorted(clusters))} clusters of examples"
     )
     seeds = max(len(result.seeds) for result in everything)
+    estimators_used = {result.estimator for result in everything}
+    sampled = estimators_used - {"exact", "elbo"}
+    few = any(result.num_samples < estimators.FEWEST_SAMPLES for result in everything if result.estimator in sampled)
     return [
         f"Negative log p(y|x) in nats per example, lower is better; {protocols}, "
         f"{' or '.join(f'{count:,}' for count in counts)} examples, float32 products at highest precision.",
         f"± is the standard error over {over}"
         + (f", seeds the standard deviation over {seeds} independently trained models" * (seeds > 1))
-        + ", MC the Monte Carlo error of the mean, and bias how far too high the figure is on average, estimated from "
-        "the same samples: without the sampling of examples, 95% of figures less their bias are within 2 MC of the "
-        "truth. More examples lower MC and not the bias; more samples lower both.",
-        "ESS is the median effective sample size, flagged the share of examples of which neither value nor error can "
-        f"be believed: their weights' Pareto k̂ is above the limit for so many samples (of fewer than "
-        f"{estimators.FEWEST_SAMPLES:,}, their ESS is below {estimators.FEWEST_EFFECTIVE}). Behind MC and bias a "
-        "question mark says that flagged examples make up more than a third of the squared error: the truth may be "
-        "further off.",
-        "ELBO is a bound (the negative ELBO is too high, never too low).",
+        + (", MC the Monte Carlo error of the mean" * (estimators_used != {"exact"}))
+        + ".",
+        *([SAMPLED] if sampled else []),
+        *([FEW] if few else []),
+        *(["ELBO is a bound: the negative ELBO is too high, never too low."] if "elbo" in estimators_used else []),
         *(["A gain is paired by example; its row names what it is over."] if compared else []),
         *([GREY] if any(result.floor for result in results) else []),
     ]

@@ -105,7 +105,7 @@ def summary(result: Result) -> dict[str, Any]:
             "negative_log_likelihood": -mean.value,
             "monte_carlo_error": mean.error,
             "bias": 0 - mean.bias,
-            "monte_carlo_error_and_bias_are_credible": not mean.unreliable,
+            "monte_carlo_error_and_bias_are_credible": _credible(mean),
             "standard_error": mean.standard_error,
             "of_seeds": by_seed,
             "deviation_over_seeds": deviation(by_seed),
@@ -114,6 +114,10 @@ def summary(result: Result) -> dict[str, Any]:
             "share_of_examples_flagged": flagged(result),
         }
     )
+
+
+def _credible(mean: Mean) -> bool:
+    return not mean.unreliable and not math.isnan(mean.error)
 
 
 def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
@@ -129,7 +133,7 @@ def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
             "gain_standard_error": mean.standard_error,
             "gain_monte_carlo_error": mean.error,
             "gain_bias": mean.bias,
-            "gain_monte_carlo_error_and_bias_are_credible": not mean.unreliable,
+            "gain_monte_carlo_error_and_bias_are_credible": _credible(mean),
             "gain_deviation_over_seeds": of_seeds,
         }
     )
@@ -138,7 +142,8 @@ def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
 def examples(result: Result) -> list[dict[str, Any]]:
     """Returns the arrays of each seed's `Estimate`, an entry a seed.
 
-    Over factors `ess` is the least, `k_hat` the greatest and `flagged` the share of those that are flagged.
+    Over factors `ess` is the least, `k_hat` the greatest and `flagged` the share of those that are flagged. A k̂ of 100
+    stands for a tail that is too heavy for a fit, and none for one that was not tried.
     `per_factor` has a number for each of several y of one x, or of several parts that are independent given x.
     """
     identity = {
@@ -146,7 +151,7 @@ def examples(result: Result) -> list[dict[str, Any]]:
     }
     rows = []
     for seed, estimate in zip(result.seeds, result.estimates, strict=True):
-        numbers = estimate._replace(lower=None)._asdict()
+        numbers = estimate._replace(k_hat=np.minimum(estimate.k_hat, 100), lower=None)._asdict()
         del numbers["lower"]
         if estimate.per_factor is None or estimate.per_factor.shape[1] == 1:
             del numbers["per_factor"]

@@ -148,7 +148,8 @@ def bounds(chains: Bidirectional) -> tuple[Estimate, Estimate]:
     zero = np.zeros_like(forward.value)
     lower = forward._replace(bias=zero)  # which is part of the bound
     unknown = zero + np.nan
-    upper = Estimate(-inverse.value, unknown, inverse.ess, unknown, zero, zero, zero, -inverse.per_factor, lower)
+    flags = lower.flagged, lower.doubt  # where chains in one direction hardly move, they do not in the other
+    upper = Estimate(-inverse.value, unknown, inverse.ess, unknown, zero, *flags, -inverse.per_factor, lower)
     return lower, upper
 
 

@@ -30,13 +30,16 @@ Origin = Proposal | Literal["defensive"]
 # Log weights within so many nats of each other are equal but for the rounding of float32: they have no tail.
 ROUNDING = 1e-3
 # Of fewer samples a fit to the largest weights selects backwards: it sees a heavy tail only where a large weight was
-# drawn, and there the value is too high. What it does not flag is then too low.
+# drawn, and there log p is too high. What it does not flag is then too low.
 FEWEST_SAMPLES = 1000
-FEWEST_EFFECTIVE = 10  # of fewer samples than these, below which they cannot be believed
+# Of fewer samples than these. Below it, or below half of them all, the estimate rests on too few. No rule sees a tail
+# that was not drawn.
+FEWEST_EFFECTIVE = 10
 SMALLEST_UNIT = 1e-290  # of the weights in the tail, the largest being 1: its reciprocal is still far from overflow
 LARGEST_SHAPE = 0.7  # of a Pareto tail, beyond which no affordable number of samples suffices
 LARGEST_DOUBT = 1 / 3  # the share of the squared error that may come from parts whose weights are flagged
 LARGEST_SHARE = 1 - 2**-53  # of a weight in the sum of all, in float64
+NUMBERS_AT_ONCE = 2**24  # weights of which a copy is held in float64, some ten times
 
 
 class Estimate(NamedTuple):
@@ -50,7 +53,7 @@ class Estimate(NamedTuple):
     ess: np.ndarray  # effective sample size
     k_hat: np.ndarray  # shape of the weights' Pareto tail, see `pareto_k`; NaN without a fit
     bias: np.ndarray  # estimate of how far the value is off on average, nats; 0 of means, bounds and the jackknife
-    flagged: np.ndarray  # the share of factors whose weights say that they cannot be believed: 0 or 1 of a single one
+    flagged: np.ndarray  # the share of factors, of those with an error, whose weights say that they cannot be believed
     doubt: np.ndarray  # the share of the squared error that comes from flagged factors
     # float64 [batch, targets]: a number for each index of the first axis of factors, such as several y of one x, the
     # other axes added up; their sum is the value, before `per_target`. [batch, 1] of the ELBO, whose score adds factors
@@ -68,11 +71,11 @@ class Estimator(NamedTuple):
 
 
 def _by_factor(numbers: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns [samples, batch, *factors] as float64 [samples, batch, factors], and the length of the first such axis.
+    """Returns [samples, batch, *factors] as [samples, batch, factors], and the length of the first such axis.
 
     Both have one factor where there are no such axes.
     """
-    numbers = np.asarray(numbers, np.float64)
+    numbers = np.asarray(numbers)
     return numbers.reshape(*numbers.shape[:2], -1), numbers.shape[2] if numbers.ndim > 2 else 1
 
 
@@ -84,7 +87,7 @@ def _total(factors: Estimate, num_targets: int) -> Estimate:
         factors.ess.min(1),
         np.fmax.reduce(factors.k_hat, 1),
         factors.bias.sum(1),
-        factors.flagged.mean(1),
+        factors.flagged.sum(1) / np.maximum((factors.error != 0).sum(1), 1),  # padding has no error
         _doubt(factors, 1),
         factors.value.reshape(len(factors.value), num_targets, -1).sum(2),
     )
@@ -134,10 +137,17 @@ def log_mean_exp(log_weights: np.ndarray) -> Estimate:
 
 
 def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
-    """[samples, batch, factors] -> [batch, factors]."""
+    """[samples, batch, factors] -> [batch, factors], a few examples at once."""
+    _refuse(~np.isfinite(log_weights.max(0)), "the log weights are NaN, infinite or all -inf")
+    rows = max(1, NUMBERS_AT_ONCE // max(1, log_weights[:, :1].size))
+    parts = [log_weights[:, first : first + rows] for first in range(0, log_weights.shape[1], rows)]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *map(_log_mean_exp_of_few, parts))
+
+
+def _log_mean_exp_of_few(log_weights: np.ndarray) -> Estimate:
+    log_weights = log_weights.astype(np.float64)
     num_samples = len(log_weights)
     top = log_weights.max(0)
-    _refuse(~np.isfinite(top), "the log weights are NaN, infinite or all -inf")
     weights = np.exp(log_weights - top)
     total = weights.sum(0)
     ess = total**2 / np.einsum("sbf,sbf->bf", weights, weights)
@@ -149,11 +159,14 @@ def _log_mean_exp(log_weights: np.ndarray) -> Estimate:
     changes = np.log1p(-np.minimum(weights / total, LARGEST_SHARE))
     mean = changes.mean(0)
     moved = math.log(num_samples / (num_samples - 1)) + mean
-    bias = np.maximum((num_samples - 1) * moved, value - top)
+    bias = np.clip((num_samples - 1) * moved, value - top, 0)  # above 0 by rounding alone
     error = np.sqrt((num_samples - 1) / num_samples * ((changes - mean) ** 2).sum(0))
-    few = num_samples < FEWEST_SAMPLES
-    bad = ess < FEWEST_EFFECTIVE if few else k_hat > largest_shape(num_samples)
-    flagged = bad.astype(np.float64)
+    if num_samples < FEWEST_SAMPLES:
+        bad = (ess < min(FEWEST_EFFECTIVE, num_samples / 2)) & (top - log_weights.min(0) > ROUNDING)
+    else:
+        bad = k_hat > largest_shape(num_samples)
+    flagged, equal = bad.astype(np.float64), top == log_weights.min(0)
+    error, bias = (np.where(equal, 0, numbers) for numbers in (error, bias))
     return Estimate(value, error, ess, k_hat, bias, flagged, flagged)
 
 
@@ -178,7 +191,7 @@ def plain_mean(scores: np.ndarray) -> Estimate:
     Raises:
       UserError: for a score that is not finite.
     """
-    scores, num_targets = _by_factor(scores)
+    scores, num_targets = _by_factor(np.asarray(scores, np.float64))
     _refuse(~np.isfinite(scores).all(0), "the scores are not finite")
     num_samples, mean = len(scores), scores.mean(0)
     error = scores.std(0, ddof=1) / math.sqrt(num_samples) if num_samples > 1 else np.nan * mean
@@ -187,7 +200,7 @@ def plain_mean(scores: np.ndarray) -> Estimate:
 
 def exact(log_p: np.ndarray) -> Estimate:
     """Returns the estimate of numbers that are known, nats: [batch, *factors] -> [batch]."""
-    log_p, num_targets = _by_factor(np.asarray(log_p)[None])
+    log_p, num_targets = _by_factor(np.asarray(log_p, np.float64)[None])
     _refuse(~np.isfinite(log_p[0]), "log p(y|x) is not finite")
     return _total(_unweighted(log_p[0], np.zeros_like(log_p[0]), np.ones_like(log_p[0])), num_targets)
 
@@ -320,7 +333,7 @@ def _error_of_mean(estimate: Estimate) -> float:
     if count == 1:
         return math.nan
     of_distance = (estimate.value - lower.value).var(ddof=1)
-    return float(np.sqrt(max(of_distance - (lower.error**2).mean(), of_distance / 2) / count))
+    return float(np.sqrt(np.fmax(of_distance - (lower.error**2).mean(), of_distance / 2) / count))
 
 
 def mean_over_seeds(estimates: Sequence[Estimate]) -> Estimate:
@@ -352,13 +365,13 @@ def _combined(estimates: Sequence[Estimate], factors: np.ndarray) -> Estimate:
         parts.bias.sum(0),
         parts.flagged.mean(0),
         _doubt(parts, 0),
-        lower=_combined(lower, factors) if lower else None,
+        lower=_combined(lower, factors) if len(lower) == len(estimates) else None,
     )
 
 
 def shifted(estimate: Estimate, shift: np.ndarray) -> Estimate:
     """Returns an estimate to which known numbers are added, [batch, *factors], such as the log of a change of units."""
-    factors, num_targets = _by_factor(np.asarray(shift)[None])
+    factors, num_targets = _by_factor(np.asarray(shift, np.float64)[None])
     by_target = factors[0].reshape(len(estimate.value), num_targets, -1).sum(2)
     per_factor = estimate.per_factor
     if per_factor is not None:

@@ -124,7 +124,7 @@ def test_factors_are_summarised_one_by_one(summarise):
     np.testing.assert_allclose(total.bias, parts.bias.sum(0))
     np.testing.assert_array_equal(total.ess, parts.ess.min(0))
     np.testing.assert_array_equal(total.k_hat, np.nan if summarise is plain_mean else np.nanmax(parts.k_hat, 0))
-    np.testing.assert_allclose(total.flagged, parts.flagged.mean(0))
+    np.testing.assert_allclose(total.flagged, parts.flagged.sum(0) / [12, 12 if summarise is plain_mean else 11])
     np.testing.assert_allclose(total.doubt, (parts.error**2 * parts.flagged).sum(0) / (parts.error**2).sum(0))
     if summarise is not plain_mean:
         assert (total.flagged > 0).all() and (total.flagged < total.doubt).all()
@@ -301,8 +301,11 @@ def test_few_samples_are_flagged_by_their_effective_number():
     weights[:9, 0] = weights[:10, 1] = weights[:, 2] = 1
     with np.errstate(divide="ignore"):
         estimates = log_mean_exp(np.log(weights))
+        of_twelve = log_mean_exp(np.log(weights[3:15, :2]))  # 6 and 7 of them
     assert np.isnan(estimates.k_hat).all()
     np.testing.assert_array_equal(estimates.flagged, [1, 0, 0])
+    np.testing.assert_array_equal(of_twelve.flagged, [0, 0])
+    np.testing.assert_array_equal(log_mean_exp(np.array([[0.0, 0.0], [0.1, -50.0], [0.0, -60.0]])).flagged, [0, 1])
     assert np.isfinite(pareto_k(np.random.default_rng(0).normal(size=(1000, 3)))).all()
 
 
@@ -335,6 +338,27 @@ def test_good_factors_are_believed_however_many(num_factors):
     bad = log_mean_exp(log_weights)
     assert unreliable(bad).all() and (bad.k_hat > 1).all() and (bad.ess < 50).all()
     assert (bad.flagged >= 1 / num_factors).all() and bad.flagged.max() < 0.05 + 1 / num_factors
+
+
+def test_padding_is_no_factor():
+    log_weights = np.random.default_rng(0).normal(size=(1000, 3, 20))
+    log_weights[:, :, 5:] *= 6
+    padded = np.concatenate([log_weights, np.zeros((1000, 3, 500))], 2)
+    plain, more = log_mean_exp(log_weights), log_mean_exp(padded)
+    np.testing.assert_array_equal(plain.flagged, more.flagged)
+    assert (plain.flagged > 0.5).all()
+
+
+def test_equal_weights_have_neither_error_nor_bias():
+    estimates = log_mean_exp(np.full((1000, 4), -123.456))
+    np.testing.assert_array_equal([estimates.error, estimates.bias, estimates.flagged], 0)
+
+
+def test_examples_are_summarised_a_few_at_once(monkeypatch):
+    log_weights = np.random.default_rng(0).normal(size=(50, 7, 3))
+    whole = log_mean_exp(log_weights)
+    monkeypatch.setattr(estimators, "NUMBERS_AT_ONCE", 400)
+    jax.tree.map(np.testing.assert_array_equal, log_mean_exp(log_weights), whole)
 
 
 def test_the_limit_of_k_hat():
