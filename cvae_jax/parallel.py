@@ -33,8 +33,8 @@ def use_every_core() -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     except RuntimeError:  # JAX has started
         if jax.default_backend() == "cpu":
-            line = 'jax.config.update("jax_num_cpu_devices", os.cpu_count())'
-            LOGGER.info("JAX has started with 1 device for %d cores; to use them all, begin with %s", cores, line)
+            line = f'jax.config.update("jax_num_cpu_devices", {cores})'
+            LOGGER.info("JAX has started with 1 device for %d CPU cores; to use them all, begin with %s", cores, line)
     else:
         LOGGER.info("each of %d CPU cores is a device of JAX now", cores)
 

@@ -93,7 +93,7 @@ trained = cvae_jax.load(sys.argv[1])
 assert not {"started", "set"} & set(sys.argv) or jax.config.jax_num_cpu_devices == before
 print(jax.device_count())
 """
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ CORES = os.cpu_count() or 1
     ("how", "flags", "devices", "message"),
     [
         ("fresh", "", CORES, f"each of {CORES} CPU cores is a device"),
-        ("started", "", 1, 'jax.config.update("jax_num_cpu_devices", os.cpu_count())'),
+        ("started", "", 1, f'begin with jax.config.update("jax_num_cpu_devices", {CORES})'),
         ("fresh", f"{FLAG}=5", 5, ""),
         ("started", f"{FLAG}=1", 1, ""),
         ("set", "", 3, ""),
