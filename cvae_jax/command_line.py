@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -10,7 +11,7 @@ from typing import NoReturn
 import absl.logging
 from absl import app, flags
 
-from cvae_jax.errors import DivergenceError, UserError
+from cvae_jax.errors import DivergenceError, Interrupted, UserError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -30,8 +31,12 @@ def run(main: Callable[[], None]) -> None:
             main()
         except (UserError, DivergenceError) as error:
             sys.exit(f"error: {error}")
+        except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
+            sys.exit(interrupted.exit_code)
         except KeyboardInterrupt:
-            sys.exit("interrupted; the same command goes on from the last checkpoint")
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from cvae_jax.trained import TrainedModel, of_seed, seeds_of
 from cvae_jax.training import log, loop
 from cvae_jax.training.curves import training_curves
 from cvae_jax.training.step import State
-from cvae_jax.training.workdir import Identity, fingerprint, open_workdir
+from cvae_jax.training.workdir import Identity, fingerprint, open_workdir, run_of
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -37,7 +38,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     with open_workdir(workdir, Identity(config, fingerprint(task, splits), spec)) as path:
         earlier: Variables = {}
         for stage in task.stages:
-            earlier[stage.name] = _train_stage(stage, dict(earlier), task, config, splits, path)
+            earlier[stage.name] = _train_stage(stage, dict(earlier), task, config, splits, path, run_of(config, spec))
 
 
 def _check(config: ConfigDict, task: Task, splits: Splits) -> None:
@@ -49,7 +50,13 @@ def _check(config: ConfigDict, task: Task, splits: Splits) -> None:
 
 
 def _train_stage(
-    stage: Stage, earlier: Variables, task: Task, config: ConfigDict, splits: Splits, path: pathlib.Path
+    stage: Stage,
+    earlier: Variables,
+    task: Task,
+    config: ConfigDict,
+    splits: Splits,
+    path: pathlib.Path,
+    run: dict[str, Any],
 ) -> Variables:
     """Trains one stage and draws its figures, of the first seed; returns its best variables, leaves [seeds, ...]."""
     folder, units = path / "figures", {name: unit for trained in task.stages for name, unit in trained.units.items()}
@@ -65,7 +72,7 @@ def _train_stage(
             draw(state.averaged, f"epoch_{epoch:04d}", f"epoch {epoch}")
 
     seeds = loop.Seeds(seeds_of(config), config.seeds_by)
-    state = loop.run_stage(stage, task, splits, earlier, seeds, path, after_epoch)
+    state = loop.run_stage(stage, task, splits, earlier, seeds, path, run, after_epoch)
     training_curves(log.read(path), folder / "training.png", units)
     if stage.settings.figure_every:
         draw(state.best, "best", "best weights")

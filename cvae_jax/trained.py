@@ -172,12 +172,12 @@ def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
         trained with.
     """
     path = pathlib.Path(folder).expanduser()
-    config = workdir.read_config(path)
+    config, spec = workdir.read_config(path), workdir.read_spec(path)
     _change(config, changes)
     parallel.use_every_core()
     try:
-        task = tasks.make_task(config, workdir.read_spec(path))
-        best = _best_of_stages(task, config, path)
+        task = tasks.make_task(config, spec)
+        best = _best_of_stages(task, config, path, workdir.run_of(config, spec))
     except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
         key = str(error).strip("\"'")
         message = f"{path / workdir.CONFIG_FILE} lacks {key!r}: another version wrote it; train it again"
@@ -188,14 +188,14 @@ def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
     return [TrainedModel(config, task, int(seed), of_seed(best, number)) for number, seed in seeds]
 
 
-def _best_of_stages(task: Task, config: ConfigDict, path: pathlib.Path) -> dict[str, Variables]:
+def _best_of_stages(task: Task, config: ConfigDict, path: pathlib.Path, run: dict[str, Any]) -> dict[str, Variables]:
     """Returns the best variables of every stage that has a checkpoint, leaves [seeds, ...]."""
     shapes: dict[str, Variables] = {}
     best: dict[str, Variables] = {}
     for stage in task.stages:
         abstract = step.abstract_state(stage, task, config.num_seeds, dict(shapes))
         shapes[stage.name] = abstract.best
-        state = Checkpoints(path / "checkpoints" / stage.name).restore_newest(abstract)
+        state = Checkpoints(path / "checkpoints" / stage.name, run).restore_newest(abstract)
         if state is None:
             LOGGER.warning("%s: %s has no checkpoint yet, and is left out", path, stage.name)
             break

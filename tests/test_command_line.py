@@ -144,7 +144,7 @@ def test_training_again_says_so_and_changes_nothing(trained):
     workdir = next(iter(trained.values()))
     before = {path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
     result = run("train.py", f"--config=configs/{next(iter(trained))}", f"--workdir={workdir}")
-    assert result.returncode == 0 and "going on from step" in result.stderr
+    assert result.returncode == 0 and "cvae: already finished, at step" in result.stderr
     assert before == {path: path.read_bytes() for path in (workdir / "checkpoints").rglob("*") if path.is_file()}
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from small_runs import small_config
+from small_runs import forget_run, small_config
 from specs import load, task_of
 
 import cvae_jax
@@ -196,6 +196,7 @@ def test_a_run_of_an_older_version_is_refused(workdir, tmp_path):
 
 def test_a_config_that_lacks_a_key_is_refused(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "old")
+    forget_run(tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["cvae"]["optimizer"]["epsilon"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
@@ -214,8 +215,24 @@ def test_two_runs_of_one_config_stand_under_their_workdirs(workdir, tmp_path):
     assert len(list((tmp_path / "eval").glob("samples_*.png"))) == 2
 
 
+@pytest.mark.parametrize("change", [{"quadrants": 2}, {"targets": "threshold"}, {"seed": 1}])
+def test_a_config_that_was_changed_is_refused(workdir, tmp_path, change):
+    """It would fit the checkpoints, and predict something else."""
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=r"checkpoint .* is of another run: its .*config differ.* put back"):
+        cvae_jax.load(str(tmp_path / "run"))
+    # Where the data lie, how long it is trained and how it is measured may change.
+    free = {**config, "measure_num_samples": 7, "data": {**config["data"], "dir": "elsewhere"}}
+    free["cvae"] = {**config["cvae"], "epochs": 500}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(free))
+    assert cvae_jax.load(str(tmp_path / "run")).stages[-1].name == "cvae"
+
+
 def test_runs_on_other_targets_do_not_share_a_column(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "other")
+    forget_run(tmp_path / "other")
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps({**config, "targets": "dynamic"}))
     with pytest.raises(UserError, match="cannot stand in one column"):

@@ -8,6 +8,9 @@ import os
 import pathlib
 import re
 import shutil
+import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -50,35 +53,35 @@ def _first_line(error: Exception) -> str:
 class Checkpoints:
     """The checkpoints of one stage: folders `<directory>/<step>` with manifests `<step>.sha256.json` beside them.
 
-    A save runs in the background, and its manifest is written once Orbax has committed it: a step without one
+    A save runs in the background, and its manifest is written as soon as Orbax has committed it: a step without one
     is a save that was cut short, and is passed over. So is, with a warning, a step that differs from its
     manifest. Neither is touched until training comes to save that step again.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, run: Mapping[str, Any] = MappingProxyType({})):
+        """`run` says whose checkpoints these are, see `workdir.run_of`: the manifests hold it, and it is compared."""
         self.directory = directory.absolute()
+        self._run = dict(run)
         self._checkpointer: Any = None  # an ocp.StandardCheckpointer once something is saved
-        self._unsigned: int | None = None
+        self._signing: threading.Thread | None = None  # waits for the save under way
+        self._failed: UserError | None = None  # in that thread
 
     def steps(self) -> list[int]:
         """Steps with a manifest, newest first."""
         names = (path.name.split(".")[0] for path in self.directory.glob("*.sha256.json"))
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        return sorted((int(name) for name in names if re.fullmatch("[0-9]{1,18}", name)), reverse=True)
 
     def restore_newest(self, target: Any) -> Any | None:
         """The newest valid checkpoint in the structure of `target`, or None when none was completed yet.
 
         Raises:
-          UserError: when every completed checkpoint is damaged.
+          UserError: when every completed checkpoint is damaged, or the newest valid one is of another run.
         """
         steps = self.steps()
         for step in steps:
             folder = self.directory / str(step)
-            try:
-                intact = json.loads(self._manifest(step).read_text()) == checksums(folder)
-            except (ValueError, OSError):  # the manifest itself is damaged
-                intact = False
-            if intact:
+            if self._intact(step):
+                self._check_run(step)
                 with ocp.StandardCheckpointer() as checkpointer:
                     saved = _shapes(checkpointer.metadata(folder).item_metadata.tree)
                     for name, shape in _shapes(target).items():
@@ -94,8 +97,10 @@ class Checkpoints:
                 f"every checkpoint in {self.directory} is damaged; put back a copy of that folder, or remove it "
                 "to train this stage anew"
             )
-        folders = [path for path in self.directory.glob("*") if path.is_dir() and path.name.isdigit()]
-        if len(folders) > 1:  # one may be a save that was cut short
+        folders = [path for path in self.directory.glob("*") if path.is_dir() and path.name.isdecimal()]
+        if len(folders) == 1:
+            LOGGER.warning("checkpoint %s has no manifest: its save was cut short; it is passed over", folders[0])
+        if len(folders) > 1:
             raise UserError(
                 f"{self.directory} holds checkpoints whose manifests (*.sha256.json) are missing; put them back, or "
                 "remove the folder to train this stage anew"
@@ -112,7 +117,7 @@ class Checkpoints:
             self._checkpointer = ocp.StandardCheckpointer()
             for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover)
-        self._finish()
+        self._wait()
         folder = self.directory / str(step)
         if folder.exists():  # cut short, or damaged: passed over when restoring
             shutil.rmtree(folder)
@@ -121,33 +126,77 @@ class Checkpoints:
             self._checkpointer.save(folder, state)
         except Exception as error:  # as below
             raise UserError(f"cannot write checkpoint {folder} ({_first_line(error)}); free space") from None
-        self._unsigned = step
+        self._signing = threading.Thread(target=self._sign, args=(step,), name=f"sign checkpoint {step}")
+        self._signing.start()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        if self._checkpointer is not None:
-            self._finish()
-            self._checkpointer.close()
-            self._checkpointer = None
+        """Waits until everything is on disk.
 
-    def _finish(self) -> None:
-        """Waits for the save under way, signs it, and only then removes what is older than the last KEEP."""
+        Raises:
+          UserError: when the last save cannot be written.
+        """
+        checkpointer, self._checkpointer = self._checkpointer, None
+        if checkpointer is not None:
+            try:
+                self._wait()
+            finally:
+                checkpointer.close()
+
+    def _wait(self) -> None:
+        """Waits until the save under way is signed; raises what went wrong there."""
+        if self._signing is not None:
+            self._signing.join()
+        self._signing = None
+        failed, self._failed = self._failed, None
+        gc.collect()  # Orbax keeps what it saved in reference cycles: a whole state more in memory every save
+        if failed is not None:
+            raise failed
+
+    def _sign(self, step: int) -> None:
+        """In a thread of its own: waits for the save, signs it, and only then removes what is older than the last KEEP.
+
+        A step that was not written has no manifest, and nothing older is removed for it.
+        """
         try:
             self._checkpointer.wait_until_finished()
+            files = checksums(self.directory / str(step))
+            if not files:
+                raise OSError("nothing was written")
+            write_atomically(self._manifest(step), json.dumps({"run": self._run, "files": files}, indent=1))
+            for old in [signed for signed in self.steps() if signed <= step][KEEP:]:
+                shutil.rmtree(self.directory / str(old), ignore_errors=True)
+                self._manifest(old).unlink()
         except Exception as error:  # a full disk comes out of Orbax and TensorStore as many kinds of error
+            self._failed = UserError(
+                f"cannot write checkpoint {step} in {self.directory} ({_first_line(error)}); free space, then go on "
+                "with the same command"
+            )
+
+    def _read(self, step: int) -> tuple[dict[str, Any], Any]:
+        """Returns of a manifest whose checkpoint it is, {} of one by an older version, and the files' checksums."""
+        manifest = json.loads(self._manifest(step).read_text())
+        if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
+            return manifest.get("run", {}), manifest["files"]
+        return {}, manifest
+
+    def _intact(self, step: int) -> bool:
+        """Returns whether a step is what its manifest says."""
+        try:
+            _, files = self._read(step)
+            return bool(files) and files == checksums(self.directory / str(step))
+        except (ValueError, RecursionError, OSError):  # the manifest itself is damaged
+            return False
+
+    def _check_run(self, step: int) -> None:
+        """Raises a UserError for a checkpoint of another run."""
+        saved, _ = self._read(step)
+        differing = [name for name in self._run if saved.get(name, self._run[name]) != self._run[name]]
+        if differing:
             raise UserError(
-                f"cannot write checkpoint {self._unsigned} in {self.directory} ({_first_line(error)}); free space, "
-                "then go on with the same command"
-            ) from None
-        gc.collect()  # Orbax keeps what it saved in reference cycles: a whole state more in memory every save
-        if self._unsigned is None:
-            return
-        manifest = json.dumps(checksums(self.directory / str(self._unsigned)), indent=1)
-        write_atomically(self._manifest(self._unsigned), manifest)
-        for step in [step for step in self.steps() if step <= self._unsigned][KEEP:]:
-            shutil.rmtree(self.directory / str(step), ignore_errors=True)
-            self._manifest(step).unlink()
-        self._unsigned = None
+                f"checkpoint {self.directory / str(step)} is of another run: its {' and '.join(differing)} "
+                f"differ{'s' * (len(differing) == 1)} from those of this workdir; put back the config.json and "
+                "data.spec.json it was trained with"
+            )
 
     def _manifest(self, step: int) -> pathlib.Path:
         return self.directory / f"{step}.sha256.json"

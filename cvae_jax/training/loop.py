@@ -4,11 +4,12 @@ Keys and data order are functions of (seed, step) and (seed, epoch), so a run th
 run that was never interrupted, bit for bit. One step is written out in `step.py`.
 """
 
+import contextlib
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,9 @@ from tqdm import tqdm
 from cvae_jax import objectives, parallel, schedules
 from cvae_jax.data import batches, buckets
 from cvae_jax.data.buckets import Bucket
-from cvae_jax.errors import UserError
+from cvae_jax.errors import Interrupted, UserError
 from cvae_jax.task import Splits, Stage, Task, Variables
-from cvae_jax.training import epochs, monitor, step
+from cvae_jax.training import epochs, monitor, signals, step
 from cvae_jax.training.checkpoints import Checkpoints
 from cvae_jax.training.log import Log
 from cvae_jax.training.step import Functions, Run, State, still_improving
@@ -181,6 +182,7 @@ def run_stage(
     earlier: Variables,
     seeds: Seeds,
     workdir: pathlib.Path,
+    run_of: Mapping[str, Any],
     after_epoch: Callable[[int, State], None],
 ) -> State:
     """Trains a stage from its newest checkpoint, or from the start, until it is finished.
@@ -192,10 +194,12 @@ def run_stage(
       earlier: best variables of earlier stages by name, leaves [seeds, ...].
       seeds: of the independent models.
       workdir: receives checkpoints/<stage>/, metrics.jsonl and tensorboard/<stage>/.
+      run_of: whose checkpoints these are, see `workdir.run_of`.
       after_epoch: called with the number of epochs done and the state, before the checkpoint.
 
     Raises:
       DivergenceError: when a term of the loss is not finite; names it, the step and the last checkpoint.
+      Interrupted: when a signal asked to stop; the epoch under way is finished and saved.
     """
     settings, batch_size, numbers = stage.settings, stage.settings.batch_size, seeds.numbers
     mesh = parallel.make_mesh()
@@ -207,16 +211,17 @@ def run_stage(
     functions = step.compiled(run)
 
     # The state: restored, or new.
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name, run_of)
     earlier = jax.device_put(earlier, place)
     state = checkpoints.restore_newest(step.abstract_state(stage, task, len(numbers), earlier))
     if state is None:
         state = functions.init(jax.device_put(numbers, place), earlier)
     taken = int(state.step[0])
+    if finished(settings, taken // per_epoch, state.bad_epochs):
+        LOGGER.info("%s: already finished, at step %d", stage.name, taken)
+        return state
     if taken:
         LOGGER.info("%s: going on from step %d", stage.name, taken)
-    if finished(settings, taken // per_epoch, state.bad_epochs):
-        return state
 
     # The data live on the device; an epoch is a few compiled calls of many steps each.
     train, valid = jax.device_put((train, valid), place)
@@ -240,6 +245,8 @@ def run_stage(
         bar.set_postfix({name: f"{value[:, -1].mean():.2f}" for name, value in values.items()})
         return values
 
+    context = contextlib.ExitStack()
+    stop = context.enter_context(signals.deferred())
     try:
         while not finished(settings, taken // per_epoch, state.bad_epochs):
             began = time.perf_counter()
@@ -280,10 +287,19 @@ def run_stage(
                 bar.write(f"{line}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
             collapsed = monitor.warn_of_collapse(stage, taken, values, numbers[improving], collapsed, last)
             after_epoch(epoch, state)
-            if last or epoch % settings.checkpoint_every == 0:
+            if last or stop.signal or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(taken, state)
+            if stop.signal and not last:
+                break
     finally:
         bar.close()
         log.close()
         checkpoints.close()
+        context.close()
+    if stop.signal:
+        raise Interrupted(
+            f"{stage.name}: stopped by {stop.signal.name} after epoch {taken // per_epoch}, which is saved; the same "
+            "command goes on from there",
+            128 + stop.signal,
+        )
     return state

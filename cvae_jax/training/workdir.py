@@ -46,13 +46,16 @@ def read_config(path: pathlib.Path) -> ConfigDict:
 
 def write_spec(path: pathlib.Path, spec: Spec) -> None:
     """Writes what the training split says of the data."""
-    numbers = {
+    write_atomically(path / SPEC_FILE, json.dumps(_spec_numbers(spec)))
+
+
+def _spec_numbers(spec: Spec) -> dict[str, Any]:
+    return {
         "raw": {name: [list(array.shape), str(array.dtype)] for name, array in spec.raw.items()},
         "num_classes": spec.num_classes,
         "mean": {name: values.tolist() for name, values in spec.mean.items()},
         "scale": {name: values.tolist() for name, values in spec.scale.items()},
     }
-    write_atomically(path / SPEC_FILE, json.dumps(numbers))
 
 
 def read_spec(path: pathlib.Path) -> Spec:
@@ -90,6 +93,25 @@ def fingerprint(task: Task, splits: Splits) -> dict[str, str]:
             digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).data)  # no copy: videos take gigabytes
         digests[split] = digest.hexdigest()
     return digests
+
+
+def run_of(config: ConfigDict, spec: Spec) -> dict[str, Any]:
+    """Returns what the checkpoints of a run must have in common: their seeds, and hashes of config and spec.
+
+    Where the data lie, how long stages are trained and how they are measured may change.
+    """
+    keys = _flatten(json.loads(config.to_json_best_effort()))
+    free = ("data.dir",)
+    kept = {
+        key: value
+        for key, value in keys.items()
+        if key not in free and not key.startswith("measure_") and not key.endswith(".epochs")
+    }
+    digests = {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for name, value in (("config", kept), ("data", _spec_numbers(spec)))
+    }
+    return {"seeds": [int(config.seed), int(config.num_seeds)], **digests}
 
 
 class Identity(NamedTuple):

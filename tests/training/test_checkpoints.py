@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -222,3 +223,80 @@ def test_a_row_that_a_kill_cut_short_is_left_out(tmp_path, cut):
     log.write(30, {"loss": 10.0}, {})
     log.close()
     assert metrics.read(tmp_path) == rows_of("baseline", [10, 20, 30])
+
+
+# A save that fails.
+
+
+def failing(checkpoints, monkeypatch, step, state):
+    """Saves; the disk is full when Orbax writes."""
+    checkpoints.save(step - 1, state_of(step - 1))
+    checkpoints._wait()
+
+    wait = checkpoints._checkpointer.wait_until_finished
+
+    def full():
+        wait()
+        if threading.current_thread() is not threading.main_thread():
+            shutil.rmtree(checkpoints.directory / str(step))
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._checkpointer, "wait_until_finished", full)
+    checkpoints.save(step, state)
+    checkpoints._signing.join()
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("end", ["close", "save"])
+def test_a_save_that_fails_is_told_once_and_costs_no_older_one(folder, monkeypatch, end):
+    checkpoints = Checkpoints(folder)
+    failing(checkpoints, monkeypatch, 5, state_of(5))
+    with pytest.raises(UserError, match=r"cannot write checkpoint 5 in .*No space left.*free space, then go on"):
+        checkpoints.close() if end == "close" else checkpoints.save(6, state_of(6))
+    checkpoints.close()
+    assert Checkpoints(folder).steps() == [4, 3]
+    assert_restores(folder, 4)
+
+
+@pytest.mark.parametrize("name", ["9999", "3"])
+def test_an_empty_manifest_is_damaged(folder, name):
+    """As an older version left it where a disk was full."""
+    (folder / f"{name}.sha256.json").write_text("{}")
+    if name == "3":
+        shutil.rmtree(folder / "3")
+    assert_restores(folder, 2 if name == "3" else 3)
+
+
+def test_a_save_is_signed_as_soon_as_it_is_whole(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1))
+    checkpoints._signing.join(60)
+    assert_restores(tmp_path, 1)  # before the next save, and before anything is closed
+    checkpoints.close()
+
+
+def test_odd_names_are_no_steps(folder):
+    for name in ("²", "-1", "x", "1" * 30):
+        (folder / f"{name}.sha256.json").write_text("{}")
+    assert Checkpoints(folder).steps() == [3, 2]
+
+
+RUN = {"seeds": [0, 1], "config": "a", "data": "b"}
+
+
+@pytest.mark.parametrize(("key", "value"), [("seeds", [1, 1]), ("config", "c"), ("data", "d")])
+def test_checkpoints_of_another_run_are_refused(tmp_path, key, value):
+    checkpoints = Checkpoints(tmp_path, RUN)
+    checkpoints.save(1, state_of(1))
+    checkpoints.close()
+    assert Checkpoints(tmp_path, RUN).restore_newest(target()) is not None
+    with pytest.raises(UserError, match=f"is of another run: its {key} differs from those of this workdir"):
+        Checkpoints(tmp_path, {**RUN, key: value}).restore_newest(target())
+
+
+def test_manifests_of_an_older_version_are_read(folder):
+    """They held the files' checksums alone."""
+    manifest = folder / "3.sha256.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())["files"]))
+    assert Checkpoints(folder, RUN).restore_newest(target()) is not None
+    assert_restores(folder, 3)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,14 +15,14 @@ import kill
 import numpy as np
 import pytest
 from command import ROOT
-from small_runs import small_config
+from small_runs import forget_run, small_config
 from specs import NOTHING, load
 
 import cvae_jax
-from cvae_jax import parallel, trained
+from cvae_jax import errors, parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
-from cvae_jax.training import epochs, step, workdir
+from cvae_jax.training import epochs, signals, step, workdir
 from cvae_jax.training import log as metrics
 from cvae_jax.training.checkpoints import Checkpoints
 
@@ -52,6 +53,42 @@ def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path,
     cvae_jax.train(config, str(tmp_path / "cut"))
     assert rows > 16  # rows were written twice, and cut
     assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_the_end_of_the_epoch_and_leaves(tmp_path, monkeypatch, small_run, number, code):
+    config, write = small_config(**{"baseline.checkpoint_every": 100}), metrics.Log.write
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
+
+    def write_and_signal(self, step, values, timings):
+        write(self, step, values, timings)
+        if values["epoch"] == 2:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.Log, "write", write_and_signal)
+        with pytest.raises(errors.Interrupted, match=f"baseline: stopped by {number.name} after epoch 2") as stopped:
+            cvae_jax.train(config, str(tmp_path))
+    assert stopped.value.exit_code == code
+    assert [row["epoch"] for row in metrics.read(tmp_path)] == [1, 2]
+    assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps() == [metrics.read(tmp_path)[1]["step"]]
+    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
+    cvae_jax.train(config, str(tmp_path))
+    assert kill.fingerprint(tmp_path) == kill.fingerprint(small_run)
+
+
+def test_a_second_signal_leaves_at_once():
+    with pytest.raises(SystemExit) as left, signals.deferred() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.sigtimedwait([], 5)
+    assert left.value.code == 143
+    with pytest.raises(KeyboardInterrupt), signals.deferred():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 5)
 
 
 @pytest.mark.slow
@@ -362,7 +399,11 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
     for name, spoil, message in (
         ("config.json", lambda text: text[:50], "config.json is damaged"),
         ("config.json", lambda text: "[]", "config.json is damaged"),
-        ("config.json", lambda text: text.replace('"latent": 4', '"latent": 6'), "does not fit config.json"),
+        (
+            "config.json",
+            lambda text: text.replace('"latent": 4', '"latent": 6'),
+            "is of another run: its config differs",
+        ),
         ("metrics.jsonl", lambda text: "{bad}\n" + text, "metrics.jsonl, line 1 is damaged"),
     ):
         path = tmp_path / "run" / name
@@ -372,6 +413,12 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
             cvae_jax.load(str(tmp_path / "run"))
         assert "\n" not in str(error.value)
         path.write_text(text)
+    forget_run(tmp_path / "run")
+    text = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(text.replace('"latent": 4', '"latent": 6'))
+    with pytest.raises(UserError, match=r"does not fit config.json"):
+        cvae_jax.load(str(tmp_path / "run"))
+    (tmp_path / "run" / "config.json").write_text(text)
     for manifest in (tmp_path / "run" / "checkpoints" / "cvae").glob("*.json"):
         manifest.unlink()
     with pytest.raises(UserError, match="manifests"):
