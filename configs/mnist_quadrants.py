@@ -20,6 +20,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     config = experiment("mnist_quadrants", "quadrants")
     config.quadrants = int(quadrants)
     config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
+    config.control = False  # True: the CVAE's network without z is trained too, with the settings of `cvae`
     config.image_shape = (28, 28)
     config.data = mnist()
     cosine = {"schedule": "cosine", "learning_rate": 1e-3}
