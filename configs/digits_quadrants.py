@@ -19,10 +19,14 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.name = "digits_quadrants"
     on_digits(config)
     for stage in (config.baseline, config.cvae):
-        stage.update(batch_size=32, hidden=(128, 128), epochs=100, patience=10, averaging=0.99, checkpoint_every=20)
-    config.cvae.update(latent=16, figure_every=20)
+        stage.update(batch_size=32, epochs=60, patience=0, averaging=0.99, checkpoint_every=20)
+        stage.optimizer.update(learning_rate=2e-3, weight_decay=1.0)
+    config.baseline.hidden = (128, 128)
+    config.cvae.update(network="residual", hidden=(64,), latent=16, figure_every=20)
+    config.cvae.objective.update(name="iwae", num_samples=5, beta_schedule="linear", beta_steps=800)
     if "smoke" in options:
         config.measure_num_samples = 100
+        config.cvae.objective.beta_steps = 40
         for stage in (config.baseline, config.cvae):
             stage.update(epochs=4, checkpoint_every=1)
     return config
