@@ -1,4 +1,4 @@
-"""The quadrants of MNIST on the digits inside scikit-learn: offline, a model a column in half a minute on 2 cores.
+"""The quadrants of MNIST on the 8x8 digits inside scikit-learn: offline, in half a minute on 2 cores.
 
 python train.py --config=configs/digits_quadrants.py:1 --workdir=runs/digits_1
 python eval.py --workdir=runs/digits_1
@@ -19,11 +19,11 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.name = "digits_quadrants"
     on_digits(config)
     for stage in (config.baseline, config.cvae):
-        stage.update(batch_size=32, epochs=60, patience=0, averaging=0.99, checkpoint_every=20)
-        stage.optimizer.update(learning_rate=2e-3, weight_decay=1.0)
-    config.baseline.hidden = (128, 128)
-    config.cvae.update(network="residual", hidden=(64,), latent=16, figure_every=20)
+        stage.update(batch_size=32, averaging=0.99, checkpoint_every=20)
+    config.baseline.update(hidden=(128, 128), epochs=100, patience=10)
+    config.cvae.update(network="residual", hidden=(64,), latent=16, epochs=60, patience=0, figure_every=20)
     config.cvae.objective.update(name="iwae", num_samples=5, beta_schedule="linear", beta_steps=800)
+    config.cvae.optimizer.update(learning_rate=2e-3, weight_decay=1.0)
     if "smoke" in options:
         config.measure_num_samples = 100
         config.cvae.objective.beta_steps = 40

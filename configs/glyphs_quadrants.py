@@ -22,9 +22,9 @@ def get_config(variant: str = "1") -> ConfigDict:
     # Fonts that are held out, such as ("cmr10", "STIXGeneral"), are those of the test split: see data/glyphs.py.
     config.data = ConfigDict({"source": "glyphs", "seed": 0, "num_train": 12_000, "held_out_fonts": ()})
     for stage in (config.baseline, config.cvae):
-        stage.update(patience=0, averaging=0.99, checkpoint_every=5)
+        stage.update(patience=0, averaging=0.99, checkpoint_every=15)
         stage.optimizer.update(learning_rate=5e-3, warmup_steps=100, weight_decay=0.3, clip_norm=5.0)
-    config.baseline.update(hidden=(256, 256), epochs=30, checkpoint_every=10)
+    config.baseline.update(hidden=(256, 256), epochs=30)
     config.cvae.update(network="residual", hidden=(160,), latent=16, epochs=15, figure_every=15)
     config.cvae.objective.update(name="iwae", num_samples=5, beta_schedule="linear", beta_steps=300)
     if "smoke" in options:
