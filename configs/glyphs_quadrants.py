@@ -4,7 +4,9 @@
     python eval.py --workdir=runs/glyphs_1
 
 The number is that of observed quadrants: 1, 2 or 3. The baseline comes first, then the control, which is the CVAE's
-network without z, then the CVAE. Variant: `:1,smoke` is the same on fewer images in fewer epochs.
+network without z, then the CVAE. A run takes a minute of one core. Expect -log p(y|x) of 63 / 39 / 15.5 nats by
+importance sampling, and gains of 34 / 12.6 / 1.4 nats over the baseline and of 36 / 11.5 / 0.8 over the control:
+docs/results/glyphs.md. Variant: `:1,smoke` is the same on fewer images in fewer epochs.
 """
 
 from ml_collections import ConfigDict
