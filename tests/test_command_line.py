@@ -164,7 +164,7 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
         ([TRAIN], "--workdir is required"),
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
         ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
-        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be whole numbers"),
+        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be at least 1"),
         ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "make image_shape match the data"),
         ([TRAIN, "--workdir=W", "--wrkdir=W"], "Unknown command line flag 'wrkdir'"),
         ([TRAIN, "--workdir=W", "more"], "unexpected argument 'more'"),

@@ -9,6 +9,9 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
+from cvae_jax.settings import WIDTH, Choice, Whole, Wholes, check
+
+MOST_PIXELS = 4096  # on a side
 
 # Kinds of targets, and what a table says beside their likelihoods.
 TARGETS = {
@@ -25,13 +28,10 @@ def check_settings(config: ConfigDict) -> tuple[int, int]:
       UserError: for one of them that cannot be.
     """
     shape = tuple(config.image_shape)
-    if len(shape) != 2 or not all(isinstance(side, int) and side >= 2 for side in shape):
-        raise UserError(f"image_shape={shape} must be a height and a width of at least 2")
-    if config.targets not in TARGETS:
-        raise UserError(f"targets={config.targets!r} is not known; choose from {', '.join(TARGETS)}")
-    for key, least in (("num_classes", 2), ("measure_samples", 1)):
-        if key in config and config[key] < least:
-            raise UserError(f"{key}={config[key]} must be at least {least}")
+    if len(shape) != 2 or Wholes(2, MOST_PIXELS).refuse(shape):
+        raise UserError(f"image_shape={shape} must be a height and a width of at least 2, at most {MOST_PIXELS}")
+    kinds = {"num_classes": Whole(2, WIDTH), "measure_samples": Whole(1)}
+    check(config, {"targets": Choice(TARGETS), **{key: kind for key, kind in kinds.items() if key in config}})
     return shape
 
 

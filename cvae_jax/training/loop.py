@@ -23,6 +23,7 @@ from cvae_jax import objectives, parallel, schedules
 from cvae_jax.data import batches, buckets
 from cvae_jax.data.buckets import Bucket
 from cvae_jax.errors import Interrupted, UserError
+from cvae_jax.settings import COUNT, Choice, Real, Whole, check
 from cvae_jax.task import Splits, Stage, Task, Variables
 from cvae_jax.training import epochs, monitor, signals, step
 from cvae_jax.training.checkpoints import Checkpoints
@@ -43,12 +44,8 @@ class Seeds(NamedTuple):
 
 def check_seeds(config: ConfigDict) -> None:
     """Raises a UserError for a run's `num_seeds`, `seed` or `seeds_by` that cannot be."""
-    if config.num_seeds < 1:
-        raise UserError(f"num_seeds={config.num_seeds} must be at least 1")
-    if not 0 <= config.seed <= 2**31 - config.num_seeds:
-        raise UserError(f"seed={config.seed} must be between 0 and {2**31 - config.num_seeds:,}")
-    if config.seeds_by not in ("map", "vmap"):
-        raise UserError(f"seeds_by={config.seeds_by!r} is not known; choose map or vmap")
+    check(config, {"num_seeds": Whole(1, 10_000), "seeds_by": Choice(("map", "vmap"))})
+    check(config, {"seed": Whole(0, COUNT - config.num_seeds)})
 
 
 def training_buckets(stage: Stage, task: Task, splits: Splits) -> list[Bucket]:
@@ -69,24 +66,15 @@ def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
     """
     settings, objective = stage.settings, stage.settings.objective
     count, num_train = jax.device_count(), sum(counts)
-    for key, value, fits, must in (
-        ("epochs", settings.epochs, settings.epochs >= 1, "at least 1"),
-        ("steps_per_call", settings.steps_per_call, settings.steps_per_call >= 1, "at least 1"),
-        ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 1, "at least 1"),
-        ("patience", settings.patience, settings.patience >= 0, "at least 0"),
-        ("log_every", settings.log_every, settings.log_every >= 0, "at least 0"),
-        ("figure_every", settings.figure_every, settings.figure_every >= 0, "at least 0"),
-        ("averaging", settings.averaging, 0 <= settings.averaging < 1, "at least 0 and below 1"),
-        (
-            "batch_size",
-            settings.batch_size,
-            0 < settings.batch_size <= num_train,
-            f"between 1 and {num_train}, the training examples",
-        ),
-        ("batch_size", settings.batch_size, settings.batch_size % count == 0, f"a multiple of the {count} devices"),
-    ):
-        if not fits:
-            raise UserError(f"{stage.name}.{key}={value} must be {must}")
+    counted = {key: Whole(1) for key in ("epochs", "steps_per_call", "checkpoint_every", "batch_size")}
+    free = {key: Whole() for key in ("patience", "log_every", "figure_every")}
+    check(settings, {**counted, **free, "averaging": Real(0, 1, below=True)}, stage.name)
+    if settings.batch_size > num_train:
+        raise UserError(
+            f"{stage.name}.batch_size={settings.batch_size} must be at most {num_train}, the training examples"
+        )
+    if settings.batch_size % count:
+        raise UserError(f"{stage.name}.batch_size={settings.batch_size} must be a multiple of the {count} devices")
     schedules.check_optimizer(settings.optimizer, f"{stage.name}.optimizer")
     num_steps = settings.epochs * epochs.num_steps(settings.batch_size, counts)
     if objective.beta_steps > num_steps:

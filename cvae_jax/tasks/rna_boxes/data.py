@@ -16,6 +16,7 @@ from cvae_jax.task import Arrays, Splits
 from cvae_jax.tasks.rna_boxes import boxes, ensemble, files, tables
 from cvae_jax.tasks.rna_boxes.sequences import decode, encode
 
+MOST_STRUCTURES = 10_000  # of a sequence
 MAX_LEN = 2**15 - 1  # boxes are int16
 
 

@@ -21,10 +21,13 @@ from tqdm import tqdm
 
 from cvae_jax.data import tfds
 from cvae_jax.errors import UserError
+from cvae_jax.settings import WIDTH, Whole, check
 from cvae_jax.task import Arrays, Splits
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
+MOST_FRAMES = 10_000  # of a video
+MOST_PIXELS = 4096  # on a side
 LARGEST = float(np.finfo(np.float32).max)
 
 BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
@@ -33,9 +36,8 @@ BAIR_TABLES = {"actions.csv": "action", "endeffector_positions.csv": "endeffecto
 
 def check_settings(settings: ConfigDict) -> None:
     """Raises a UserError for a number in a config's section `data` that cannot be."""
-    for key, least in (("num_frames", 1), ("size", 1), ("num_train", 0), ("num_columns", 0)):
-        if getattr(settings, key) < least:
-            raise UserError(f"data.{key}={getattr(settings, key)} must be at least {least}")
+    sizes = {"num_frames": Whole(1, MOST_FRAMES), "size": Whole(1, MOST_PIXELS), "num_columns": Whole(0, WIDTH)}
+    check(settings, {**sizes, "num_train": Whole()}, "data")
 
 
 def load(settings: ConfigDict) -> Splits:
