@@ -36,6 +36,19 @@ def trained(tmp_path_factory):
     return workdirs
 
 
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_a_platform_that_is_not_there_is_one_line(trained, tmp_path, monkeypatch, script):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    config = SMOKE[0]
+    flags = [f"--config=configs/{config}"] if script == "train.py" else []
+    workdir = tmp_path / "run" if script == "train.py" else trained[config]
+    result = run(script, *flags, f"--workdir={workdir}")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: JAX_PLATFORMS=cuda asks for a device that JAX does not find")
+    assert "unset JAX_PLATFORMS" in line and "Traceback" not in result.stderr
+
+
 def source(settings):
     return settings.of if settings.source == "moving_digits" else settings.source
 

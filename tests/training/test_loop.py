@@ -426,6 +426,50 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_seeds", "1"),
+        ("num_seeds", 1.0),
+        ("num_seeds", None),
+        ("num_seeds", -1),
+        ("seed", "0"),
+        ("seed", None),
+        ("seed", 2**31),
+        ("image_shape", None),
+        ("cvae.hidden", 5),
+        ("cvae.epochs", "4"),
+        ("cvae.epochs", None),
+        ("cvae.objective.beta", "x"),
+        ("cvae.objective.num_samples", None),
+        ("cvae.objective.free_bits", []),
+        ("cvae.objective.beta_steps", "x"),
+        ("cvae.optimizer.warmup_steps", None),
+        ("cvae.optimizer", 3),
+        ("cvae", None),
+        ("task", 7),
+        ("task", None),
+        ("a.b", {}),
+    ],
+)
+def test_a_config_of_wrong_types_is_one_line(small_run, tmp_path, key, value):
+    """Of an older version too, whose checkpoints do not know which config they are of."""
+    shutil.copytree(small_run, tmp_path / "run")
+    forget_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    section, _, last = ("", "", key) if key == "a.b" else key.rpartition(".")
+    inner = config
+    for name in section.split(".") if section else ():
+        inner = inner[name]
+    inner[last] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json") as refusal:
+        cvae_jax.load(str(tmp_path / "run"))
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
+
+
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused_and_unharmed(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
     before = kill.fingerprint(tmp_path)
