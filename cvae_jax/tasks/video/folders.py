@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from cvae_jax.data import tfds
+from cvae_jax.data import pictures, tfds
 from cvae_jax.errors import UserError
 from cvae_jax.task import Arrays, Splits
 
@@ -154,14 +154,11 @@ def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
     for number in range(num_frames):
         path = folder / f"{number}.png"
         try:
-            with Image.open(path) as image:
-                frame = image.convert("RGB")
+            frame = pictures.read(path)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing, the config expects {num_frames} frames; complete the video, or set data.num_frames"
             ) from None
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-            raise UserError(f"{path} is no readable image ({error}); write it again") from None
         first = first or frame.size
         if frame.size != first:
             raise UserError(

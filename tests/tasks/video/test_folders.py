@@ -1,7 +1,10 @@
 """Videos in folders: what is read, and what is refused."""
 
+import os
 import re
+import struct
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -76,6 +79,61 @@ def test_palettes_and_grey_frames_are_colours(folder):
     assert test["condition"].shape == (1, 3, 0)
 
 
+def test_frames_of_16_bits_are_scaled_to_8(folder):
+    """65535 is white, as 255 is: every value v becomes the nearest whole number to v / 257."""
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    Image.fromarray(values).save(folder / "test/c/0/0.png")
+    test = videos.load(settings(folder, size=8))["test"]
+    np.testing.assert_array_equal(test["frames"][0, 0], np.rint(values / 257)[..., None].repeat(3, -1))
+
+
+def refused(folder, frame):
+    """The line with which a folder is refused whose frame 1.png holds these bytes."""
+    (folder / "test/c/0/1.png").write_bytes(frame)
+    with pytest.raises(UserError) as refusal:
+        videos.load(settings(folder, size=8))
+    line = str(refusal.value)
+    assert (
+        f"{folder}/test/c/0/1.png is no PNG image" in line and "\n" not in line and len(line) < 400 + len(str(folder))
+    )
+    return line
+
+
+def test_nothing_but_png_is_opened(folder, monkeypatch, tmp_path):
+    """PostScript would be executed, by Ghostscript; here a stand-in notes that it was called."""
+    called, stand_in = tmp_path / "called", tmp_path / "bin" / "gs"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\ntouch {called}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(stand_in.parent), prepend=os.pathsep)
+    refused(folder, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    assert not called.exists()
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "floats.tiff")
+    assert "floats in [0, 1] times 255" in refused(folder, (tmp_path / "floats.tiff").read_bytes())
+
+
+def png(width, height, rows=b"", colour=0):
+    """The bytes of a PNG that says it is of that size, 8 bits a channel."""
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("side", [5_000, 12_000, 20_000, 2**31 - 1])
+def test_large_frames_are_refused_before_they_are_decoded(folder, side):
+    """Pillow would warn of some, and raise what is neither OSError nor ValueError for others."""
+    refused(folder, png(side, side))
+
+
+def test_a_damaged_png(folder):
+    whole = (folder / "test/c/0/1.png").read_bytes()
+    refused(folder, whole[:60])
+    refused(folder, whole.replace(b"IDAT", b"IDAX"))
+
+
 def remove(name):
     return lambda folder: (folder / "test/c/0" / name).unlink()
 
@@ -93,8 +151,8 @@ def resize(folder, height=8, width=10):
     [
         (remove("1.png"), {}, "c/0/1.png is missing, the config expects 3 frames; complete the video"),
         (remove("actions.csv"), {}, "c/0/actions.csv is missing; put it there, or leave its name out"),
-        (rewrite("1.png", "no image"), {}, "c/0/1.png is no readable image"),
-        (rewrite("1.png", ""), {}, "c/0/1.png is no readable image"),
+        (rewrite("1.png", "no image"), {}, "c/0/1.png is no PNG image"),
+        (rewrite("1.png", ""), {}, "c/0/1.png is no PNG image"),
         (resize, {}, "c/0/2.png is 10 pixels wide and 8 high, 0.png 8 and 8; make the frames of"),
         (lambda folder: resize(folder, 16, 16), {}, "c/0/2.png is 16 pixels wide and 16 high, 0.png 8 and 8"),
         (rewrite("actions.csv", "1,2\n3,4\n"), {}, "c/0/actions.csv has 2 rows for 3 frames; add what is missing"),
