@@ -7,7 +7,8 @@ import zipfile
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvae_jax.errors import UserError
+from cvae_jax.data import files
+from cvae_jax.errors import UserError, reason, shortened
 
 
 def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
@@ -27,25 +28,33 @@ def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
         path = folder / f"{split}.npz"
         splits[split] = read(path)
         lengths = {name: len(array) for name, array in splits[split].items()}
-        if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise UserError(f"{path}: every array needs the same number of examples, at least 1; found {lengths}")
+        if len(set(lengths.values())) != 1:
+            raise UserError(
+                f"{path}: every array needs the same number of examples; there are {shortened(str(lengths))}"
+            )
     return splits
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, none of them pickled, each no larger than the file says it is."""
+    """All arrays of an .npz file, none of them pickled, each no larger than the file says it is.
+
+    Raises:
+      UserError: for a file that is missing or damaged, promises more than memory holds, or has an empty array.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
+            entries = archive.infolist()
+            for entry in entries:
                 _check_entry(path, archive, entry)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: np.atleast_1d(arrays[name]) for name in arrays.files}
+            promised = sum(entry.file_size for entry in entries)
+            files.check_size(f"{path}, unpacked,", promised, "leave out arrays that are not read, or divide it")
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
     except FileNotFoundError:
         raise UserError(f"{path} is missing; np.savez makes one, see the README") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no readable .npz file ({error}); write it again with np.savez") from None
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives and headers raise what their readers happen to stumble on
+        raise UserError(f"{path} is no readable .npz file ({reason(error)}); write it again with np.savez") from None
 
 
 def _check_entry(path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -55,7 +64,19 @@ def _check_entry(path: pathlib.Path, archive: zipfile.ZipFile, entry: zipfile.Zi
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(file)
         promised = math.prod(shape) * dtype.itemsize + file.tell()
+    name = shortened(entry.filename, 40)
     if dtype.hasobject:
-        raise UserError(f"{path}: {entry.filename} holds Python objects, which are never loaded; save plain arrays")
+        raise UserError(f"{path}: {name} holds Python objects, which are never loaded; save plain arrays")
     if promised != entry.file_size:
-        raise UserError(f"{path}: {entry.filename} promises {promised} bytes and has {entry.file_size}; write it again")
+        there = entry.file_size
+        raise UserError(f"{path}: {name} promises {shortened(str(promised), 40)} bytes and has {there}; write it again")
+    if not math.prod(shape) * dtype.itemsize:
+        raise UserError(f"{path}: {name} is empty, {shortened(str(list(shape)), 80)}; save at least 1 example")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """Reads an array, to the entry's end, where its checksum is compared."""
+    with archive.open(entry) as file:
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read()
+    return np.atleast_1d(array)

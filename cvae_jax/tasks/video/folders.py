@@ -9,7 +9,7 @@ Row k of a CSV file, counted from 0 as frames are, is what a model is given when
 If no folder is named, videos are those of BAIR's robot that pushes things, from TensorFlow Datasets.
 """
 
-import csv
+import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from cvae_jax.data import pictures, tfds
-from cvae_jax.errors import UserError
+from cvae_jax.data import files, pictures, tfds
+from cvae_jax.errors import UserError, shortened
 from cvae_jax.task import Arrays, Splits
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
@@ -180,17 +180,13 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
     Raises:
       UserError: for a missing file, fewer rows, rows of different lengths, or what is no finite number.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; put it there, or leave its name out of data.conditions") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no readable CSV file ({error}); write it again") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing; put it there, or leave its name out of data.conditions")
+    rows = list(itertools.islice(files.rows(path), num_frames))
     if len(rows) < num_frames:
         raise UserError(f"{path} has {len(rows)} rows for {num_frames} frames; add what is missing, a row a frame")
     table = np.zeros((num_frames, len(rows[0])), np.float32)
-    for number, row in enumerate(rows[:num_frames]):
+    for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise UserError(f"{path}, row {number + 1}: {len(row)} columns where the first row has {len(rows[0])}")
         for column, word in enumerate(row):
@@ -198,10 +194,11 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
                 value = float(word)
             except ValueError:
                 raise UserError(
-                    f"{path}, row {number + 1}: {word!r} is no number; rows are numbers and commas, without a heading"
+                    f"{path}, row {number + 1}: {shortened(repr(word), 40)} is no number; rows are numbers and commas, "
+                    "without a heading"
                 ) from None
             if math.isfinite(value) and abs(value) <= LARGEST:
                 table[number, column] = value
             else:
-                raise UserError(f"{path}, row {number + 1}: {word!r} is not finite")
+                raise UserError(f"{path}, row {number + 1}: {shortened(repr(word), 40)} is not finite")
     return table
