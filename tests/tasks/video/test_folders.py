@@ -162,6 +162,11 @@ def resize(folder, height=8, width=10):
             {},
             "c/0/actions.csv, row 3: 'left' is no number; rows are numbers",
         ),
+        (
+            rewrite("actions.csv", "1,2\n3," + "x" * 10**6),
+            {},
+            f"actions.csv, row 2: '{'x' * 36}... is no number; rows are",
+        ),
         (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
         (
             rewrite("actions.csv", "1\n3\n5\n"),
