@@ -10,6 +10,7 @@ If no folder is named, videos are those of BAIR's robot that pushes things, from
 """
 
 import itertools
+import logging
 import math
 import pathlib
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from cvae_jax.data import files, pictures, tfds
 from cvae_jax.errors import UserError, shortened
 from cvae_jax.task import Arrays, Splits
+
+LOGGER = logging.getLogger(__name__)
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
@@ -45,7 +48,7 @@ def load(settings: ConfigDict) -> Splits:
       settings: `dir`, or "" for BAIR's; `num_train`, the first so many training videos, 0: all; `num_frames`, how many
         each video has; `size`, the height and width to which frames are reduced by averaging; `conditions`, the names
         of the CSV files whose columns stand side by side, and `num_columns`, how many these are together; `num_valid`,
-        how many training videos are held out where there is no "validate".
+        how many training videos are held out where there is no "validate", half of them at most.
 
     Returns:
       For each split `frames`, uint8 [n, num_frames, size, size, 3], `condition`, float32 [n, num_frames, columns], and
@@ -67,9 +70,9 @@ def load(settings: ConfigDict) -> Splits:
     videos["train"] = videos["train"][: settings.num_train or None]
     if "valid" not in videos:
         num_train = len(videos["train"])
-        _check_held_out(num_train, settings.num_valid)
+        num_valid = _held_out(num_train, settings.num_valid)
         order = np.random.Generator(np.random.Philox(0)).permutation(num_train).tolist()
-        valid, train = sorted(order[: settings.num_valid]), sorted(order[settings.num_valid :])
+        valid, train = sorted(order[:num_valid]), sorted(order[num_valid:])
         videos["train"], videos["valid"] = ([videos["train"][number] for number in rows] for rows in (train, valid))
     return {split: _with_other_condition(_stack(videos[split], split, settings)) for split in FOLDERS}
 
@@ -78,11 +81,17 @@ def _with_other_condition(arrays: Arrays) -> Arrays:
     return {**arrays, "other_condition": np.roll(arrays["condition"], 1, 0)}
 
 
-def _check_held_out(num_train: int, num_valid: int) -> None:
-    if not 0 < num_valid < num_train:
-        raise UserError(
-            f"data.num_valid={num_valid} must be between 1 and {num_train - 1}, to hold out of {num_train} videos"
-        )
+def _held_out(num_train: int, num_valid: int) -> int:
+    """Returns how many of the training videos are held out for validation: no more than half of them."""
+    if num_valid < 1:
+        raise UserError(f"data.num_valid={num_valid} must be at least 1")
+    if num_train < 2:
+        raise UserError(f"{num_train} training video leaves none to hold out for validation; add some")
+    most = num_train // 2
+    if num_valid > most:
+        message = "data.num_valid=%d is more than half of %d training videos: %d %s held out"
+        LOGGER.warning(message, num_valid, num_train, most, "is" if most == 1 else "are")
+    return min(num_valid, most)
 
 
 def _bair(settings: ConfigDict) -> Splits:
@@ -111,8 +120,7 @@ def _bair(settings: ConfigDict) -> Splits:
             condition[number] = columns[: settings.num_frames]
         halves[half] = {"frames": frames, "condition": condition}
     num_train = len(halves["train"]["frames"])
-    _check_held_out(num_train, settings.num_valid)
-    cut = num_train - settings.num_valid
+    cut = num_train - _held_out(num_train, settings.num_valid)
     return {  # the last for validation: slices, which are no copies
         "train": _with_other_condition({name: array[:cut] for name, array in halves["train"].items()}),
         "valid": _with_other_condition({name: array[cut:] for name, array in halves["train"].items()}),

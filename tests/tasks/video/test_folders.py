@@ -68,6 +68,12 @@ def test_validation_is_held_out_of_training_where_there_is_none(folder):
     np.testing.assert_array_equal(splits["valid"]["frames"], again["valid"]["frames"])
 
 
+def test_no_more_than_half_is_held_out(folder, caplog):
+    splits = videos.load(settings(folder, num_valid=10))
+    assert [len(splits[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
+    assert caplog.messages == ["data.num_valid=10 is more than half of 3 training videos: 1 is held out"]
+
+
 def test_palettes_and_grey_frames_are_colours(folder):
     with Image.open(folder / "test/c/0/1.png") as image:
         frame = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
@@ -163,9 +169,9 @@ def resize(folder, height=8, width=10):
             "c/0/actions.csv, row 3: 'left' is no number; rows are numbers",
         ),
         (
-            rewrite("actions.csv", "1,2\n3," + "x" * 10**6),
+            rewrite("actions.csv", "1,2\n3,4\n5," + "x" * 10**6),
             {},
-            f"actions.csv, row 2: '{'x' * 36}... is no number; rows are",
+            f"actions.csv, row 3: '{'x' * 36}... is no number; rows are",
         ),
         (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
         (
@@ -179,7 +185,8 @@ def resize(folder, height=8, width=10):
             {"size": 3},
             "0.png is 8 pixels wide and 8 high, the config expects squares of a multiple of 3",
         ),
-        (lambda folder: None, {"num_valid": 3}, "data.num_valid=3 must be between 1 and 2"),
+        (lambda folder: None, {"num_valid": 0}, "data.num_valid=0 must be at least 1"),
+        (lambda folder: None, {"num_train": 1}, "1 training video leaves none to hold out for validation"),
         (lambda folder: None, {"dir": "/nowhere"}, "data.dir='/nowhere' is not a folder"),
         (lambda folder: (folder / "test").rename(folder / "tests"), {}, "test holds no video"),
         (lambda folder: (folder / "validate").mkdir(), {}, "validate holds no video"),
