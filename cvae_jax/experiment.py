@@ -36,10 +36,13 @@ def train(config: ConfigDict, workdir: str) -> None:
       DivergenceError: when a term of the loss is not finite.
     """
     parallel.check_platform()
+    config = config.copy_and_resolve_references()  # a batch size may be lowered
     splits = data.load(config.data, tasks.find(config.task).sources)
     spec = data.spec(splits)
     task = tasks.make_task(config, spec)
     splits = data.check(splits, task, config.data.source)
+    for stage in task.stages:
+        loop.fit_batch_size(stage, data.num_examples(splits["train"]))
     _check(config, task, splits)
     with open_workdir(workdir, Identity(config, fingerprint(task, splits), spec)) as path:
         earlier: Variables = {}

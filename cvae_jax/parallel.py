@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,11 +29,10 @@ def check_platform() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or ["no such device"])[0][:100]
         extra = "tpu" if "tpu" in platforms else "cuda"
         raise UserError(
-            f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find ({reason}); install the extra {extra} "
-            f"(pip install '.[{extra}]'), or unset JAX_PLATFORMS"
+            f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find ({reason(error)}); install the extra "
+            f"{extra} (pip install '.[{extra}]'), or unset JAX_PLATFORMS"
         ) from None
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax import inference, parallel, tasks
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 from cvae_jax.inference import Ais, Estimate
 from cvae_jax.task import Fitted, PyTree, Spec, Stage, Task, Variables
 from cvae_jax.training import log, loop, step, workdir
@@ -263,8 +263,7 @@ def _make_task(config: ConfigDict, spec: Spec, file: pathlib.Path) -> Task:
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise UserError(f"{file}: {error}") from None
-        reason = str(error).splitlines()[0][:100]
-        raise UserError(f"{file}, or {workdir.SPEC_FILE}, is damaged ({reason}); put back a copy of it") from error
+        raise UserError(f"{file} or {workdir.SPEC_FILE} is damaged ({reason(error)}); put back a copy of it") from error
 
 
 def _best_of_stages(task: Task, config: ConfigDict, path: pathlib.Path, run: dict[str, Any]) -> dict[str, Variables]:

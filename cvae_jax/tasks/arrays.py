@@ -60,7 +60,7 @@ def features_of(spec: Spec, name: str, classes: bool) -> Features:
     raw, size = spec.raw[name], spec.size(name)
     if classes and (raw.shape or name not in spec.num_classes):
         raise UserError(
-            f"{name} is {raw.dtype}{list(raw.shape)} an example; classes are whole numbers [n] from 0 on: save it so, "
+            f"{name} is {raw.dtype}{list(raw.shape)} per example; classes are whole numbers [n] from 0 on: save it so, "
             "or set config.likelihood to gaussian, or to bernoulli for zeros and ones"
         )
     if classes and spec.num_classes[name] > MOST_CLASSES:

@@ -99,6 +99,7 @@ class FromImage(Task):
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+            images.warn_of_empty_classes(self.num_classes, spec)
         settings = config.cvae
         networks = one_layer(
             settings,

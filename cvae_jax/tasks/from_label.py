@@ -135,6 +135,7 @@ class FromLabel(Task):
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+            images.warn_of_empty_classes(self.num_classes, spec)
         pixels = self.shape[0] * self.shape[1]
         prior = settings.prior if self.labels else "fixed"
         networks = two_layers(settings, pixels) if self.residual else one_layer(settings, pixels, prior)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 from cvae_jax.training import files
 from cvae_jax.training.files import write_atomically
 
@@ -35,10 +35,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [("/".join(re.findall(r"\w+", jax.tree_util.keystr(path))), leaf) for path, leaf in leaves]
     return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 class Checkpoints:
@@ -116,7 +112,7 @@ class Checkpoints:
         try:
             self._checkpointer.save(folder, state)
         except Exception as error:  # as below
-            raise UserError(f"cannot write checkpoint {folder} ({_first_line(error)}); free space") from None
+            raise UserError(f"cannot write checkpoint {folder} ({reason(error)}); free space") from None
         self._signing = threading.Thread(target=self._sign, args=(step,), name=f"sign checkpoint {step}")
         self._signing.start()
 
@@ -159,7 +155,7 @@ class Checkpoints:
                 self._manifest(old).unlink()
         except Exception as error:  # a full disk comes out of Orbax and TensorStore as many kinds of error
             self._failed = UserError(
-                f"cannot write checkpoint {step} in {self.directory} ({_first_line(error)}); free space, then go on "
+                f"cannot write checkpoint {step} in {self.directory} ({reason(error)}); free space, then go on "
                 "with the same command"
             )
 

@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 
 LARGEST = 2**30  # bytes of a file beside checkpoints: no run writes more
 
@@ -49,7 +49,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     try:
         value = parse(text)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({str(error)[:100]}); put back a copy of it") from None
+        raise UserError(f"{path} is damaged ({reason(error)}); put back a copy of it") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no object; put back a copy of it")
     return value

@@ -48,6 +48,15 @@ def check_seeds(config: ConfigDict) -> None:
     check(config, {"seed": Whole(0, COUNT - config.num_seeds)})
 
 
+def fit_batch_size(stage: Stage, num_train: int) -> None:
+    """Lowers a batch size beyond the number of training examples, in the stage's settings, and warns of it."""
+    settings, most = stage.settings, num_train - num_train % jax.device_count()
+    if settings.batch_size > num_train and most:
+        message = "%s.batch_size=%d is more than the %d training examples: it is lowered to %d"
+        LOGGER.warning(message, stage.name, settings.batch_size, num_train, most)
+        settings.batch_size = most
+
+
 def training_buckets(stage: Stage, task: Task, splits: Splits) -> list[Bucket]:
     """Groups a stage's training examples: every bucket has a batch of them, if there are as many at all."""
     return buckets.of_split(task, splits["train"], stage.settings.batch_size)
