@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 from command import QUICKER, ROOT, run
+from small_runs import small_config
 from specs import NOTHING
 
 from cvae_jax import data, tasks
 from cvae_jax.errors import UserError
-from cvae_jax.training import loop
+from cvae_jax.training import loop, workdir
 
 SMOKE = [  # as a user starts them
     "digits_quadrants.py:1,smoke",
@@ -36,13 +37,13 @@ def trained(tmp_path_factory):
     return workdirs
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_a_platform_that_is_not_there_is_one_line(trained, tmp_path, monkeypatch, script):
+@pytest.mark.parametrize("script", ["train.py", pytest.param("eval.py", marks=pytest.mark.slow)])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, monkeypatch, script):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    config = SMOKE[0]
-    flags = [f"--config=configs/{config}"] if script == "train.py" else []
-    workdir = tmp_path / "run" if script == "train.py" else trained[config]
-    result = run(script, *flags, f"--workdir={workdir}")
+    flags = ["--config=configs/digits_vae.py:smoke"] if script == "train.py" else []
+    with workdir.open_workdir(str(tmp_path / "run"), workdir.Identity(small_config(), {}, NOTHING)):
+        pass
+    result = run(script, *flags, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert line.startswith("error: JAX_PLATFORMS=cuda asks for a device that JAX does not find")
