@@ -89,7 +89,9 @@ def _train_stage(
 
     def draw(variables: Variables, name: str, title: str) -> None:
         trained = TrainedModel(config, task, config.seed, of_seed({**earlier, stage.name: variables}, 0))
-        pictures.draw_samples(trained, splits["valid"], folder / stage.name / f"{name}.png", f"{stage.name}, {title}")
+        pictures.draw_samples(
+            trained, splits["valid"], folder / stage.name / f"{name}.png", f"{path.name}: {stage.name}, {title}"
+        )
 
     def after_epoch(epoch: int, state: State) -> None:
         every = stage.settings.figure_every

@@ -177,6 +177,10 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
         (["--config=configs/nowhere.py", "--workdir=W"], "config file configs/nowhere.py cannot be read"),
         ([TRAIN], "--workdir is required"),
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
+        (
+            [TRAIN, "--workdir=W", "--config.epochs=3"],
+            "--config.epochs is not a key of this config; did you mean --config.baseline.epochs or --config.cvae.epochs?",
+        ),
         ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
         ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be at least 1"),
         ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "make image_shape match the data"),

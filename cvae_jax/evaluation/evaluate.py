@@ -169,7 +169,7 @@ def evaluate(workdirs: Sequence[str | pathlib.Path] | str, request: Request = Re
         figures.latent_code(code, folder / name, f"{title}: {request.split} split")
     report.draw(findings.measured, folder, request.split)
     for run in runs:
-        title = f"{run.label}, {run.task.title}"
+        title = f"{run.base}: {run.task.title}"
         pictures.draw_samples(run.models[0], run.arrays, folder / f"samples_{run.base}.png", title)
         pictures.draw_figures(run.models[0], run.arrays, folder, run.base, title)
     LOGGER.info("tables and figures: %s", folder)
