@@ -179,7 +179,7 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
         (
             [TRAIN, "--workdir=W", "--config.epochs=3"],
-            "--config.epochs is not a key of this config; did you mean --config.baseline.epochs or --config.cvae.epochs?",
+            "--config.epochs is not a key of this config; did you mean --config.baseline.epochs or --config.cvae.epoch",
         ),
         ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
         ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be at least 1"),
