@@ -258,7 +258,7 @@ def _check(config: ConfigDict) -> None:
             "cvae.decoder": Whole(1, WIDTH),
         },
     )
-    if config.buckets != ():
+    if config.buckets not in ((), []):  # a list once it has been in config.json
         check(config, {"buckets": Wholes(2, folding.LARGEST_SIDE)})
     if side % 2 or any(limit % 2 for limit in config.buckets):
         odd, value = ("data.max_length", side) if side % 2 else ("buckets", config.buckets)
