@@ -16,7 +16,11 @@ demo: $(VENV)/installed
 	done
 	$(BIN)/python eval.py --workdir=runs/demo_1 --workdir=runs/demo_2 --workdir=runs/demo_3 \
 	  --estimator=elbo,mc,is --num_samples=1000 --num_examples=500 --output=runs/demo
-	@echo "figures: runs/demo/samples_demo_1.png (samples), runs/demo_1/figures/ (training curves, animation)"
+	@echo
+	@echo "the table: runs/demo/results.md; samples: runs/demo/samples_demo_1.png; training: runs/demo_1/figures/"
+	@echo "to go on:  source $(VENV)/bin/activate"
+	@echo "           python eval.py --workdir=runs/demo_1 --estimator=is,ais --num_examples=20 --ais_steps=200"
+	@echo "           and the README, for images of your own"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -33,6 +37,9 @@ test-slow: $(VENV)/installed
 	$(PYTEST) -m slow
 
 $(VENV)/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "error: cvae_jax needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "installing into $(VENV), about 1.5 GB: some minutes ..."
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>&- || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@

@@ -4,8 +4,8 @@ python train.py --config=configs/digits_quadrants.py:1 --workdir=runs/digits_1
 python eval.py --workdir=runs/digits_1
 
 The number is that of observed quadrants: 1, 2 or 3. Expect -log p(y|x) of 15.9 / 10.3 / 5.0 nats by importance
-sampling, and gains of 1.0 / 0.5 / 0.1 nats over the baseline. Of these 0.4 / 0.3 / 0.1 are due to the network and not to
-z, as --config.control=True shows: docs/results/glyphs.md. Variant: `:1,smoke` is the same in fewer epochs.
+sampling, and gains of 1.0 / 0.5 / 0.1 nats over the baseline. Of these 0.4 / 0.3 / 0.1 are due to the network and not
+to z, as --config.control=True shows: docs/results/glyphs.md. Variant: `:1,smoke` is the same in fewer epochs.
 """
 
 from ml_collections import ConfigDict

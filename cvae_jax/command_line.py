@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import absl.logging
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from cvae_jax.errors import DivergenceError, Interrupted, UserError
 
@@ -71,9 +72,30 @@ def _explain(error: Exception, argv: list[str]) -> str:
         return f"config file {', '.join(given)} cannot be read; look into configs/ for those there are"
     if isinstance(error, AttributeError | KeyError):
         hint = re.search(r'Did you mean "(\w+)"', text)
-        mend = f"did you mean {hint[1]!r}?" if hint else "the config file lists them all"
         for flag in (argument.split("=")[0] for argument in argv if argument.startswith("--config.")):
             if any(part in text for part in flag.split(".")[1:]):
-                return f"{flag} is not a key of this config; {mend}"
+                mend = _suggestion(flag, argv) or (f"did you mean {hint[1]!r}?" if hint else "")
+                return f"{flag} is not a key of this config; {mend or 'the config file lists them all'}"
     missing = re.search(r"Flag (--\w+) must have a value", text)
     return f"{missing[1]} is required; --help tells what it takes" if missing else text.splitlines()[0]
+
+
+def _suggestion(flag: str, argv: list[str]) -> str:
+    """Returns the keys of the config that end as a flag does, or "" where there are none."""
+    try:
+        flags.FLAGS.unparse_flags()
+        sys.argv = [argument for argument in argv if not argument.startswith("--config.")]  # where ml_collections looks
+        flags.FLAGS(sys.argv)
+        keys = [f"--config.{key}" for key in _keys(flags.FLAGS.config)]
+    except (flags.Error, AttributeError, KeyError, TypeError, OSError, ValueError):
+        return ""
+    near = [key for key in keys if key.split(".")[-1] == flag.split(".")[-1]]
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in config.items()
+        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name])
+    ]

@@ -85,6 +85,7 @@ def stage(**settings: Any) -> ConfigDict:
     config.select = "loss"  # chooses the best epoch; or a validation metric to be large, "+NAME", or small, "-NAME"
     config.averaging = 0.0  # decay per step of the averaged weights, which are validated and kept; 0: the last weights
     config.steps_per_call = 100  # steps in one compiled call
+    config.start_from = ""  # workdir of another run, whose stage of this name has the weights to start from
     config.checkpoint_every = 1  # epochs
     config.figure_every = 0  # epochs between figures of samples; 0: none
     config.log_every = 0  # steps of an epoch between lines with the terms of one batch; 0: none

@@ -1,20 +1,25 @@
 """From a config to trained models: data, what they say of themselves, the task, and its stages one after the other."""
 
+import functools
 import logging
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from cvae_jax import data, tasks
+from cvae_jax import data, parallel, tasks
+from cvae_jax.errors import UserError
 from cvae_jax.evaluation import pictures
 from cvae_jax.task import Splits, Stage, Task, Variables
-from cvae_jax.trained import TrainedModel, of_seed, seeds_of
+from cvae_jax.trained import TrainedModel, load_seeds, of_seed, seeds_of
 from cvae_jax.training import log, loop
 from cvae_jax.training.curves import training_curves
 from cvae_jax.training.step import State
 from cvae_jax.training.workdir import Identity, fingerprint, open_workdir, run_of
+
+LOGGER = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -30,15 +35,20 @@ def train(config: ConfigDict, workdir: str) -> None:
       UserError: for settings, data or a workdir that cannot be used.
       DivergenceError: when a term of the loss is not finite.
     """
+    parallel.check_platform()
+    config = config.copy_and_resolve_references()  # a batch size may be lowered
     splits = data.load(config.data, tasks.find(config.task).sources)
     spec = data.spec(splits)
     task = tasks.make_task(config, spec)
     splits = data.check(splits, task, config.data.source)
+    for stage in task.stages:
+        loop.fit_batch_size(stage, data.num_examples(splits["train"]))
     _check(config, task, splits)
     with open_workdir(workdir, Identity(config, fingerprint(task, splits), spec)) as path:
         earlier: Variables = {}
         for stage in task.stages:
             earlier[stage.name] = _train_stage(stage, dict(earlier), task, config, splits, path, run_of(config, spec))
+        LOGGER.info("checkpoints, metrics and figures: %s; measure with: python eval.py --workdir=%s", path, workdir)
 
 
 def _check(config: ConfigDict, task: Task, splits: Splits) -> None:
@@ -47,6 +57,22 @@ def _check(config: ConfigDict, task: Task, splits: Splits) -> None:
     for stage in task.stages:
         loop.check_settings(stage, task, [len(bucket.ids) for bucket in loop.training_buckets(stage, task, splits)])
     loop.check_seeds(config)
+
+
+def _start(stage: Stage, config: ConfigDict) -> Variables:
+    """Returns the best variables of the run that `start_from` names, leaves [seeds, ...].
+
+    Raises:
+      UserError: where that run has no such stage, or other seeds than one or as many as this run.
+    """
+    folder, key = stage.settings.start_from, f"{stage.name}.start_from"
+    models = load_seeds(folder)
+    if any(stage.name not in model.best for model in models):
+        raise UserError(f"{key}={folder} has no stage {stage.name!r}; there are {', '.join(models[0].best)}")
+    if len(models) not in (1, config.num_seeds):
+        raise UserError(f"{key}={folder} has {len(models)} seeds, this run {config.num_seeds}; make them equal, or 1")
+    chosen = [models[number % len(models)].best[stage.name] for number in range(config.num_seeds)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *chosen)
 
 
 def _train_stage(
@@ -63,7 +89,9 @@ def _train_stage(
 
     def draw(variables: Variables, name: str, title: str) -> None:
         trained = TrainedModel(config, task, config.seed, of_seed({**earlier, stage.name: variables}, 0))
-        pictures.draw_samples(trained, splits["valid"], folder / stage.name / f"{name}.png", f"{stage.name}, {title}")
+        pictures.draw_samples(
+            trained, splits["valid"], folder / stage.name / f"{name}.png", f"{path.name}: {stage.name}, {title}"
+        )
 
     def after_epoch(epoch: int, state: State) -> None:
         every = stage.settings.figure_every
@@ -72,12 +100,13 @@ def _train_stage(
             draw(state.averaged, f"epoch_{epoch:04d}", f"epoch {epoch}")
 
     seeds = loop.Seeds(seeds_of(config), config.seeds_by)
-    state = loop.run_stage(stage, task, splits, earlier, seeds, path, run, after_epoch)
+    start = functools.partial(_start, stage, config) if stage.settings.get("start_from", "") else None
+    state = loop.run_stage(stage, task, splits, earlier, seeds, path, run, after_epoch, start)
     training_curves(log.read(path), folder / "training.png", units)
     if stage.settings.figure_every:
         draw(state.best, "best", "best weights")
         pictures.animate_training(folder, stage.name)
     name, best = loop.best_of(stage.settings, jax.device_get(state.best_score))
     shown = ", ".join(f"{value:.3f}" for value in best.tolist())
-    logging.getLogger(__name__).info("%s: best validation %s %s", stage.name, name.removeprefix("best_"), shown)
+    LOGGER.info("%s: best validation %s %s", stage.name, name.removeprefix("best_"), shown)
     return jax.device_get(state.best)

@@ -17,6 +17,7 @@ from cvae_jax import schedules
 from cvae_jax.distributions import sum_per_example
 from cvae_jax.errors import UserError
 from cvae_jax.model import Batch, Draw, Fitted, Model, Proposal, PyTree, Train, Variables, has_latents
+from cvae_jax.settings import Choice, Real, Whole, check
 from cvae_jax.task import Stage
 
 Terms = dict[str, Array]
@@ -218,6 +219,14 @@ DEFAULTS = {
     "gradient": "reparameterised",  # iwae: or "doubly_reparameterised", "generalised"; elbo: or "sticking_the_landing"
 }
 
+KINDS = {
+    "name": Choice(OBJECTIVES),
+    "num_samples": Whole(1, 2**16),
+    "beta": Real(),
+    "free_bits": Real(),
+    "alpha": Real(0, 1),
+}
+
 # (draws, batch, steps taken) -> the objective and its terms. Without a step, when validating, beta stands at its end
 # and no bits are free: a model is chosen by the objective that it ends with.
 Objective = Callable[[Draws, Batch, Array | None], tuple[Array, Terms]]
@@ -233,8 +242,7 @@ def from_config(settings: ConfigDict, section: str = "objective") -> Objective:
     Raises:
       UserError: for a value that cannot be, or one that the objective of that name does not read.
     """
-    if settings.name not in OBJECTIVES:
-        raise UserError(f"{section}.name={settings.name!r} is not known; choose from {', '.join(OBJECTIVES)}")
+    check(settings, KINDS, section)
     kind = OBJECTIVES[settings.name]
     for key, default in DEFAULTS.items():
         if key not in ("name", "num_samples", *kind.reads) and settings[key] != default:
@@ -243,15 +251,9 @@ def from_config(settings: ConfigDict, section: str = "objective") -> Objective:
                 f"{section}.{key}={settings[key]!r} is not read by {settings.name}, only by {readers}; "
                 f"leave it at {default!r}"
             )
-    for key, fits, must in (
-        ("num_samples", settings.num_samples >= 1, "at least 1"),
-        ("beta", 0 <= settings.beta < float("inf"), "at least 0"),
-        ("alpha", 0 <= settings.alpha <= 1, "between 0 and 1"),
-        ("free_bits", 0 <= settings.free_bits < float("inf"), "at least 0"),
-        ("gradient", settings.gradient in kind.gradients, f"one of {', '.join(kind.gradients)} for {settings.name}"),
-    ):
-        if not fits:
-            raise UserError(f"{section}.{key}={settings[key]!r} must be {must}")
+    if settings.gradient not in kind.gradients:
+        known = ", ".join(kind.gradients)
+        raise UserError(f"{section}.gradient={settings.gradient!r} must be one of {known} for {settings.name}")
     if settings.gradient == "sticking_the_landing" and settings.free_bits:
         raise UserError(f"{section}.free_bits does not go with gradient='sticking_the_landing'; leave one of them out")
     options = {key: settings[key] for key in ("beta", "free_bits", "alpha", "gradient") if key in kind.reads}

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cvae_jax.errors import UserError, reason
+
 LOGGER = logging.getLogger(__name__)
 
 Tree = TypeVar("Tree")  # nested containers of arrays
@@ -17,6 +19,21 @@ Own = TypeVar("Own")  # of one seed
 Shared = TypeVar("Shared")  # by all seeds
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def check_platform() -> None:
+    """Raises a UserError where JAX is told to use a platform, such as "cuda", that it does not find."""
+    platforms = jax.config.values["jax_platforms"]
+    if not platforms or platforms == "cpu":
+        return
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        extra = "tpu" if "tpu" in platforms else "cuda"
+        raise UserError(
+            f"JAX_PLATFORMS={platforms} asks for a device that JAX does not find ({reason(error)}); install the extra "
+            f"{extra} (pip install '.[{extra}]'), or unset JAX_PLATFORMS"
+        ) from None
 
 
 def use_every_core() -> None:

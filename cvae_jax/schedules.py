@@ -11,6 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
+from cvae_jax.settings import Choice, Real, Whole, check
 
 
 def _stages(rate: float, num_steps: int) -> optax.Schedule:
@@ -41,13 +42,12 @@ def learning_rate(settings: ConfigDict, num_steps: int) -> optax.Schedule:
     Raises:
       UserError: for an unknown schedule, or a warm-up that is longer than the run.
     """
+    check(settings, {"schedule": KINDS["schedule"]}, "optimizer")
     if settings.warmup_steps >= num_steps:
         raise UserError(
             f"optimizer.warmup_steps={settings.warmup_steps} is not shorter than the run of {num_steps} steps; "
             "lower it, or train more epochs"
         )
-    if settings.schedule not in SCHEDULES:
-        raise UserError(f"optimizer.schedule={settings.schedule!r} is not known; choose from {', '.join(SCHEDULES)}")
     after = SCHEDULES[settings.schedule](settings.learning_rate, num_steps - settings.warmup_steps)
     if settings.warmup_steps == 0:
         return after
@@ -92,11 +92,21 @@ DEFAULTS = {
     "clip_norm": 0.0,  # of the global gradient norm; 0: no clipping
 }
 
+KINDS = {
+    "name": Choice(OPTIMIZERS),
+    "learning_rate": Real(0, 100, above=True),
+    "schedule": Choice(SCHEDULES),
+    "warmup_steps": Whole(),
+    "epsilon": Real(0, 1, above=True),
+    "momentum": Real(0, 1, below=True),
+    "weight_decay": Real(0, 1e4),
+    "clip_norm": Real(0, 1e30),
+}
+
 
 def check_optimizer(settings: ConfigDict, section: str = "optimizer") -> None:
     """Raises a UserError for the first setting that cannot be, or that the optimiser of that name does not read."""
-    if settings.name not in OPTIMIZERS:
-        raise UserError(f"{section}.name={settings.name!r} is not known; choose from {', '.join(OPTIMIZERS)}")
+    check(settings, KINDS, section)
     for reader, kind in OPTIMIZERS.items():
         for key in kind.reads:
             if reader != settings.name and settings[key] != DEFAULTS[key]:
@@ -104,17 +114,6 @@ def check_optimizer(settings: ConfigDict, section: str = "optimizer") -> None:
                     f"{section}.{key}={settings[key]!r} is not read by {settings.name}, only by {reader}; leave it at "
                     f"{DEFAULTS[key]!r}"
                 )
-    infinity = float("inf")
-    for key, fits, must in (
-        ("learning_rate", 0 < settings.learning_rate < infinity, "above 0"),
-        ("epsilon", 0 < settings.epsilon < infinity, "above 0"),
-        ("momentum", 0 <= settings.momentum < 1, "at least 0 and below 1"),
-        ("warmup_steps", settings.warmup_steps >= 0, "at least 0"),
-        ("weight_decay", 0 <= settings.weight_decay < infinity, "at least 0"),
-        ("clip_norm", settings.clip_norm >= 0, "at least 0"),
-    ):
-        if not fits:
-            raise UserError(f"{section}.{key}={settings[key]} must be {must}")
 
 
 def optimizer(settings: ConfigDict, num_steps: int) -> optax.GradientTransformation:
@@ -151,14 +150,14 @@ def beta(settings: ConfigDict, section: str = "objective") -> Callable[[Array], 
       UserError: for an unknown name, or numbers that cannot be.
     """
     name, steps, cycles = settings.beta_schedule, settings.beta_steps, settings.beta_cycles
-    if name not in BETA_SCHEDULES:
-        raise UserError(f"{section}.beta_schedule={name!r} is not known; choose from {', '.join(BETA_SCHEDULES)}")
+    known = {"beta_schedule": Choice(BETA_SCHEDULES), "beta_steps": Whole(), "beta_cycles": Whole(1, 10_000)}
+    check(settings, known, section)
     if (steps < 1) != (name == "constant"):
         raise UserError(
             f"{section}.beta_steps={steps} does not go with beta_schedule={name!r}: "
             f"{'it must be 0' if name == 'constant' else 'it must be at least 1'}"
         )
-    if cycles < 1 or (cycles > 1 and name != "cyclical"):
+    if cycles > 1 and name != "cyclical":
         raise UserError(f"{section}.beta_cycles={cycles} must be 1, or at least 1 for beta_schedule='cyclical'")
 
     def weight(step: Array) -> Array:
@@ -183,12 +182,8 @@ def teacher_forcing(settings: ConfigDict) -> optax.Schedule | None:
     Raises:
       UserError: for numbers that cannot be.
     """
-    for key in ("first", "last"):
-        if not 0 <= settings[key] <= 1:
-            raise UserError(f"teacher_forcing.{key}={settings[key]} must be between 0 and 1")
-    for key in ("begin", "steps"):
-        if settings[key] < 0:
-            raise UserError(f"teacher_forcing.{key}={settings[key]} must be at least 0")
+    kinds = {"first": Real(0, 1), "last": Real(0, 1), "begin": Whole(), "steps": Whole()}
+    check(settings, kinds, "teacher_forcing")
     if settings.first != settings.last and not settings.steps:
         raise UserError("teacher_forcing.steps=0 leaves no step to go from first to last; set it, or make them equal")
     if settings.first == settings.last == 1:

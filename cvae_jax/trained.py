@@ -12,9 +12,9 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax import inference, parallel, tasks
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 from cvae_jax.inference import Ais, Estimate
-from cvae_jax.task import Fitted, PyTree, Stage, Task, Variables
+from cvae_jax.task import Fitted, PyTree, Spec, Stage, Task, Variables
 from cvae_jax.training import log, loop, step, workdir
 from cvae_jax.training.checkpoints import Checkpoints
 
@@ -77,10 +77,69 @@ class TrainedModel:
           noise: draw y from the likelihood p(y|x,z); False gives its mean E[y|x,z], as images are usually shown.
           stage: whose model; the last one's by default.
         """
-        if num_samples < 1:
-            raise UserError(f"num_samples={num_samples} must be at least 1")
+        inference.check_draws(num_samples, key)
         batch = self.task.from_user(x)
         return inference.draw_samples(self.fitted(stage), batch, inference.keys_of(batch, key, num_samples), noise)
+
+    def encode(self, x: Any, y: Any, stage: str | None = None) -> PyTree:
+        """Returns z = E[z|x,y] by the recognition network: a NumPy array [batch, ...] for each latent layer.
+
+        The mean of a later layer is that given the means of those before it.
+
+        Args:
+          x: what the task observes.
+          y: the outputs whose z is inferred.
+          stage: whose model; the last one's by default.
+
+        Raises:
+          UserError: for a model without a trained recognition network.
+        """
+        return jax.device_get(_infer(self._recognising(stage), self.task.from_user(x, y))[0])
+
+    def reconstruct(self, x: Any, y: Any, stage: str | None = None) -> PyTree:
+        """Returns E[y | x, z = E[z|x,y]], leaves [batch, ...]: y as the model tells it from its own code.
+
+        Arguments and errors are those of `encode`.
+        """
+        return _infer(self._recognising(stage), self.task.from_user(x, y))[1]
+
+    def interpolate(self, x: Any, y: Any, other_y: Any, num_steps: int, stage: str | None = None) -> PyTree:
+        """Returns E[y|x,z] along the straight line from the z of `y` to that of `other_y`, see `encode`.
+
+        Args:
+          x: what the task observes, the same all along the line.
+          y: where the lines begin, [batch, ...].
+          other_y: where they end, [batch, ...].
+          num_steps: points of each line, both ends among them.
+          stage: whose model; the last one's by default.
+
+        Returns:
+          NumPy leaves [num_steps, batch, ...].
+
+        Raises:
+          UserError: as `encode`, or for less than two points.
+        """
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+            raise UserError(f"num_steps={num_steps!r} must be a whole number of at least 2")
+        fitted = self._recognising(stage)
+        batch, other = self.task.from_user(x, y), self.task.from_user(x, other_y)
+        start, end = _infer(fitted, batch)[0], _infer(fitted, other)[0]
+        known = batch._replace(y=None)
+        steps = [
+            inference.decode(fitted, known, jax.tree.map(lambda a, b, share=share: a + (b - a) * share, start, end))
+            for share in np.linspace(0, 1, num_steps, dtype=np.float32)
+        ]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(steps))
+
+    def _recognising(self, stage: str | None) -> Fitted:
+        """Returns a stage's model, once it is checked that its recognition network was trained."""
+        fitted = self.fitted(stage)
+        name = stage or self.stages[-1].name
+        if fitted.exact:
+            raise UserError(f"stage {name!r} is deterministic: it has no z to infer; use predict")
+        if not fitted.has_recognition:
+            raise UserError(f"the recognition network of stage {name!r} was not trained; sample draws z given x alone")
+        return fitted
 
     def log_prob(
         self,
@@ -105,6 +164,7 @@ class TrainedModel:
         """
         fitted, batch = self.fitted(stage), self.task.from_user(x, y)
         inference.check([(estimator, num_samples)])
+        inference.check_draws(num_samples, key)
         if fitted.exact:
             return inference.exact(fitted, batch)
         if not fitted.has_recognition and inference.draws_from_recognition(estimator, settings):
@@ -116,6 +176,7 @@ class TrainedModel:
 
 
 _predict = jax.jit(inference.predict)
+_infer = jax.jit(inference.infer)
 
 
 def seeds_of(config: ConfigDict) -> np.ndarray:
@@ -141,6 +202,7 @@ def load(workdir: str, seed: int | None = None, changes: Sequence[str] = ()) -> 
     Raises:
       UserError: when there is no run, no such seed, or no valid checkpoint of its first stage.
     """
+    parallel.use_every_core()
     trained = {model.seed: model for model in load_seeds(workdir, changes)}
     first = next(iter(trained))
     if seed is not None and seed not in trained:
@@ -174,18 +236,34 @@ def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
     path = pathlib.Path(folder).expanduser()
     config, spec = workdir.read_config(path), workdir.read_spec(path)
     _change(config, changes)
-    parallel.use_every_core()
-    try:
-        task = tasks.make_task(config, spec)
-        best = _best_of_stages(task, config, path, workdir.run_of(config, spec))
-    except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
-        key = str(error).strip("\"'")
-        message = f"{path / workdir.CONFIG_FILE} lacks {key!r}: another version wrote it; train it again"
-        raise UserError(message) from error
+    parallel.check_platform()
+    task = _make_task(config, spec, path / workdir.CONFIG_FILE)
+    best = _best_of_stages(task, config, path, workdir.run_of(config, spec))
     if not best:
         raise UserError(f"workdir {path} holds no checkpoint yet; train there first")
     seeds = enumerate(seeds_of(config))
     return [TrainedModel(config, task, int(seed), of_seed(best, number)) for number, seed in seeds]
+
+
+def _make_task(config: ConfigDict, spec: Spec, file: pathlib.Path) -> Task:
+    """Returns the task of a config that lies in a file, once its settings are checked.
+
+    Raises:
+      UserError: for a setting that is missing or cannot be; names the file.
+    """
+    try:
+        loop.check_seeds(config)
+        task = tasks.make_task(config, spec)
+        for stage in task.stages:
+            loop.check_stage(stage)
+        return task
+    except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
+        key = str(error).strip("\"'").splitlines()[0]
+        raise UserError(f"{file} lacks {key!r}: another version wrote it; train it again") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise UserError(f"{file}: {error}") from None
+        raise UserError(f"{file} or {workdir.SPEC_FILE} is damaged ({reason(error)}); put back a copy of it") from error
 
 
 def _best_of_stages(task: Task, config: ConfigDict, path: pathlib.Path, run: dict[str, Any]) -> dict[str, Variables]:

@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 from command import QUICKER, ROOT, run
+from small_runs import small_config
 from specs import NOTHING
 
 from cvae_jax import data, tasks
 from cvae_jax.errors import UserError
-from cvae_jax.training import loop
+from cvae_jax.training import loop, workdir
 
 SMOKE = [  # as a user starts them
     "digits_quadrants.py:1,smoke",
@@ -34,6 +35,19 @@ def trained(tmp_path_factory):
         assert result.returncode == 0, result.stderr
         assert "compiled in" in result.stderr
     return workdirs
+
+
+@pytest.mark.parametrize("script", ["train.py", pytest.param("eval.py", marks=pytest.mark.slow)])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, monkeypatch, script):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    flags = ["--config=configs/digits_vae.py:smoke"] if script == "train.py" else []
+    with workdir.open_workdir(str(tmp_path / "run"), workdir.Identity(small_config(), {}, NOTHING)):
+        pass
+    result = run(script, *flags, f"--workdir={tmp_path / 'run'}")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: JAX_PLATFORMS=cuda asks for a device that JAX does not find")
+    assert "unset JAX_PLATFORMS" in line and "Traceback" not in result.stderr
 
 
 def source(settings):
@@ -166,8 +180,12 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
         (["--config=configs/nowhere.py", "--workdir=W"], "config file configs/nowhere.py cannot be read"),
         ([TRAIN], "--workdir is required"),
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),
+        (
+            [TRAIN, "--workdir=W", "--config.epochs=3"],
+            "--config.epochs is not a key of this config; did you mean --config.baseline.epochs or --config.cvae.epoch",
+        ),
         ([TRAIN, "--workdir=W", "--config.cvae.batch_size=many"], "--config.cvae.batch_size=many: invalid literal"),
-        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be whole numbers"),
+        ([TRAIN, "--workdir=W", "--config.cvae.latent=0"], "cvae.latent=0 must be at least 1"),
         ([TRAIN, "--workdir=W", "--config.image_shape=(9, 9)"], "make image_shape match the data"),
         ([TRAIN, "--workdir=W", "--wrkdir=W"], "Unknown command line flag 'wrkdir'"),
         ([TRAIN, "--workdir=W", "more"], "unexpected argument 'more'"),

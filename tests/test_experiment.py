@@ -260,6 +260,56 @@ def test_unknown_names_are_refused(trained, images):
         trained.predict(images[:1], stage="vae")
 
 
+def test_a_code_tells_y_and_a_line_between_two(trained, images):
+    """Of the plain CVAE: mean of q(z|x,y) by the recognition network, and p(y|x,z) by the generation network alone."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), trained.params)
+
+    def mlp(net, inputs):
+        for number in range(len(net) - 1):
+            layer = net[f"Dense_{number}"]
+            inputs = np.maximum(inputs @ layer["kernel"] + layer["bias"], 0)
+        layer = net[f"Dense_{len(net) - 1}"]
+        return inputs @ layer["kernel"] + layer["bias"]
+
+    (z,) = trained.encode(images[:3], images[:3])
+    assert isinstance(z, np.ndarray) and z.shape == (3, 4)
+    image = scipy.special.expit(mlp(params["generation_net"], z.astype(np.float64))).reshape(3, 8, 8)
+    np.testing.assert_allclose(trained.reconstruct(images[:3], images[:3]), image, atol=1e-5)
+    (other,) = trained.encode(images[:3], images[3:6])
+    line = trained.interpolate(images[:3], images[:3], images[3:6], 5)
+    assert line.shape == (5, 3, 8, 8)
+    np.testing.assert_allclose(line[0], image, atol=1e-5)
+    halfway = scipy.special.expit(mlp(params["generation_net"], (z + other).astype(np.float64) / 2))
+    np.testing.assert_allclose(line[2].reshape(3, -1), halfway, atol=1e-5)
+    batch = trained.task.from_user(images[:3], images[:3])
+    drawn = draws.scores(trained.fitted(), batch, "recognition", lambda draw: draw.z[0], 4000, jax.random.key(0))
+    assert (np.abs(drawn.mean(0) - z) < 5 * drawn.std(0) / np.sqrt(4000) + 1e-6).all()
+
+
+def test_what_has_no_code_says_so(trained, images):
+    with pytest.raises(UserError, match="'baseline' is deterministic: it has no z"):
+        trained.encode(images[:1], images[:1], stage="baseline")
+    with pytest.raises(UserError, match="num_steps=1 must be"):
+        trained.interpolate(images[:1], images[:1], images[1:2], 1)
+
+
+def test_numbers_and_keys_that_cannot_be(trained, images):
+    for count, key, message in (
+        (1e2, jax.random.key(0), "num_samples=100.0 must be a whole number"),
+        (True, jax.random.key(0), "num_samples=True must be"),
+        (10, 0, "key=0 is no key of random numbers; write jax.random.key"),
+        (10, None, "key=None is no key"),
+        (10, jax.random.split(jax.random.key(0)), "is no key"),
+    ):
+        for call in (
+            lambda count=count, key=key: trained.log_prob(images[:1], images[:1], count, key),
+            lambda count=count, key=key: trained.sample(images[:1], count, key),
+        ):
+            with pytest.raises(UserError, match=message) as refusal:
+                call()
+            assert "\n" not in str(refusal.value)
+
+
 def test_seeds_are_measured_one_by_one_and_averaged(tmp_path):
     cvae_jax.train(small_config(num_seeds=2, **{"cvae.epochs": 1, "baseline.epochs": 1}), str(tmp_path / "run"))
     table = evaluate([str(tmp_path / "run")], Request(["is"], [30], num_examples=20, output=str(tmp_path / "eval")))

@@ -1,5 +1,6 @@
 """Raw arrays: where they come from, how they are checked, and what the training split says of them."""
 
+import pathlib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -7,8 +8,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvae_jax.data import digits, glyphs, mnist, npz
-from cvae_jax.errors import UserError
+from cvae_jax.data import digits, glyphs, images, mnist, npz
+from cvae_jax.errors import UserError, shortened
 from cvae_jax.task import Arrays, Source, Spec, Splits, Task
 
 # Sources that every task has, beside its own `Task.sources`.
@@ -34,6 +35,8 @@ def load(settings: ConfigDict, sources: Mapping[str, Source]) -> Splits:
     known = {**SHARED, **sources}
     if settings.source not in known:
         raise UserError(f"data.source={settings.source!r} is not known; choose from {', '.join(known)}")
+    if settings.source in ("digits", "mnist"):
+        _check_source(getattr(settings, "dir", ""))
     splits: Splits = {}
     for split, arrays in known[settings.source](settings).items():
         where = f"{settings.source}, split {split}"
@@ -42,6 +45,19 @@ def load(settings: ConfigDict, sources: Mapping[str, Source]) -> Splits:
         if len(set(lengths.values())) != 1:
             raise UserError(f"{where}: every array needs the same number of examples; there are {lengths}")
     return splits
+
+
+def _check_source(folder: str) -> None:
+    """Raises a UserError where a user's own arrays or images lie in a folder, and no IDX files."""
+    path = pathlib.Path(folder).expanduser()
+    if not folder or not path.is_dir() or any(path.glob("*-ubyte*")):
+        return
+    mends = {"*.npz": "add", "*.png": "save the images as the array image in train.npz with np.savez, and add"}
+    mends["*/*.png"] = mends["*.png"]
+    for pattern, mend in mends.items():
+        first = next(path.glob(pattern), None)
+        if first is not None:
+            raise UserError(f"found {first}: {mend} --config.data.source=npz")
 
 
 def _plain(where: str, name: str, array: np.ndarray) -> np.ndarray:
@@ -114,9 +130,8 @@ def check(splits: Splits, task: Task, source: str) -> Splits:
         fitting = dict(arrays)
         for name, expected in {**task.raw, **task.measured}.items():
             if name not in arrays:
-                raise UserError(f"{where}: no array {name!r} among {', '.join(arrays)}")
-            _check(where, name, arrays[name], expected)
-            fitting[name] = arrays[name].astype(expected.dtype, copy=False)
+                raise UserError(f"{where}: no array {name!r} among {shortened(', '.join(arrays))}")
+            fitting[name] = _fitted(where, name, arrays[name], expected)
         if task.cluster:
             _check_cluster(where, task.cluster, arrays)
         try:
@@ -135,21 +150,40 @@ def _check_cluster(where: str, name: str, arrays: Arrays) -> None:
         raise UserError(f"{where}: {name}, over which errors are taken, must be whole numbers or strings [n]")
 
 
-def _check(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> None:
-    """Raises where an array's examples are not of the expected kind; whole numbers may be saved in any width."""
+def _fitted(where: str, name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Returns an array in the expected dtype: whole numbers may be saved in any width, grey values as floats too.
+
+    Raises:
+      UserError: where its examples are not of the expected kind.
+    """
+    if array.shape[1:] == expected.shape and expected.dtype == np.uint8 and array.dtype.kind in "biuf" and array.size:
+        return images.as_bytes(f"{where}: {name}", array)
     whole = array.dtype.kind in "iu" and np.issubdtype(expected.dtype, np.integer)
     held = whole and (not array.size or np.array_equal([array.min(), array.max()], _cast_ends(array, expected.dtype)))
     if array.shape[1:] == expected.shape and (held or array.dtype == expected.dtype):
-        return
-    mend = "make image_shape match the data"
-    if expected.dtype == np.int32:
-        mend = f"save whole numbers {['n', *expected.shape]}".replace("'", "")
-    elif array.dtype != np.uint8 or expected.dtype != np.uint8 or array.ndim != 1 + len(expected.shape):
-        mend = f"save {expected.dtype} {['n', *expected.shape]}".replace("'", "")
+        return array.astype(expected.dtype, copy=False)
     raise UserError(
-        f"{where}: {name} is {array.dtype}{list(array.shape[1:])} an example, the config expects "
-        f"{expected.dtype}{list(expected.shape)}; {mend}"
+        f"{where}: {name} is {shortened(str(array.dtype), 40)}{shortened(str(list(array.shape[1:])), 80)} per example, "
+        f"the config expects {expected.dtype}{list(expected.shape)}; {_mend(name, array, expected)}"
     )
+
+
+def _mend(name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> str:
+    """Returns what a user may do about an array of another shape or kind."""
+    shape = f"{['n', *expected.shape]}".replace("'", "")
+    if expected.dtype == np.int32:
+        return f"save whole numbers {shape}"
+    if expected.dtype != np.uint8 or array.dtype.kind not in "biuf":
+        return f"save {expected.dtype} {shape}"
+    channels = array.shape[-1] if array.ndim == 2 + len(expected.shape) else 0
+    if channels == 1:
+        return f"drop the last axis: {name}[..., 0]"
+    if channels in (3, 4):
+        mean = f"{name}[..., :3].mean(-1)"
+        return f"colour is not supported: take the mean over the last axis, np.rint({mean}).astype(np.uint8)"
+    if array.shape[1:] == (int(np.prod(expected.shape)),):
+        return f"reshape it to {shape}"
+    return "make image_shape match the data" if array.ndim == 1 + len(expected.shape) else f"save uint8 {shape}"
 
 
 def _cast_ends(array: np.ndarray, dtype: np.typing.DTypeLike) -> list[int]:
@@ -164,7 +198,8 @@ def of(splits: Splits, name: str) -> Arrays:
       UserError: where the data have no such split.
     """
     if name not in splits:
-        raise UserError(f"the data have no split {name!r}, only {', '.join(splits)}; add it, or name another")
+        mend = "add it" + ", or measure another with --split=valid" * (name == "test" and "valid" in splits)
+        raise UserError(f"the data have no split {name!r}, only {', '.join(splits)}; {mend}")
     return splits[name]
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from cvae_jax.errors import UserError
+from cvae_jax.settings import Whole, check
 
 # The faces inside matplotlib whose digits are digits of one height: the others have symbols, or old-style figures.
 FONTS = (
@@ -50,9 +51,7 @@ def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
     seen = [font for font in FONTS if font not in held_out]
     if not seen:
         raise UserError("data.held_out_fonts names every font, so none is left to train on; leave some out")
-    for key, least in (("num_train", 1), ("seed", 0)):
-        if settings[key] < least:
-            raise UserError(f"data.{key}={settings[key]} must be at least {least}")
+    check(settings, {"num_train": Whole(1), "seed": Whole()}, "data")
     return _draw(settings.seed, settings.num_train, held_out or FONTS, tuple(seen))
 
 

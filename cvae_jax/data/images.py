@@ -1,5 +1,6 @@
 """Images as outputs: how grey values become targets of a Bernoulli likelihood, and a user's own images."""
 
+import logging
 from typing import Any
 
 import jax
@@ -9,6 +10,12 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
+from cvae_jax.settings import WIDTH, Choice, Whole, Wholes, check
+from cvae_jax.task import Spec
+
+LOGGER = logging.getLogger(__name__)
+
+MOST_PIXELS = 4096  # on a side
 
 # Kinds of targets, and what a table says beside their likelihoods.
 TARGETS = {
@@ -25,14 +32,51 @@ def check_settings(config: ConfigDict) -> tuple[int, int]:
       UserError: for one of them that cannot be.
     """
     shape = tuple(config.image_shape)
-    if len(shape) != 2 or not all(isinstance(side, int) and side >= 2 for side in shape):
-        raise UserError(f"image_shape={shape} must be a height and a width of at least 2")
-    if config.targets not in TARGETS:
-        raise UserError(f"targets={config.targets!r} is not known; choose from {', '.join(TARGETS)}")
-    for key, least in (("num_classes", 2), ("measure_samples", 1)):
-        if key in config and config[key] < least:
-            raise UserError(f"{key}={config[key]} must be at least {least}")
+    if len(shape) != 2 or Wholes(2, MOST_PIXELS).refuse(shape):
+        raise UserError(f"image_shape={shape} must be a height and a width of at least 2, at most {MOST_PIXELS}")
+    kinds = {"num_classes": Whole(2, WIDTH), "measure_samples": Whole(1)}
+    check(config, {"targets": Choice(TARGETS), **{key: kind for key, kind in kinds.items() if key in config}})
     return shape
+
+
+def warn_of_empty_classes(num_classes: int, spec: Spec) -> None:
+    """Warns where the training labels fill fewer classes than the config counts."""
+    there = spec.num_classes.get("label", num_classes)
+    if there < num_classes:
+        message = "label: the training data have classes 0 to %d, so %d of num_classes=%d are empty; set num_classes=%d"
+        LOGGER.warning(message, there - 1, num_classes - there, num_classes, there)
+
+
+def as_bytes(name: str, values: np.ndarray) -> np.ndarray:
+    """Returns grey values as uint8, black 0 and white 255, of the same shape.
+
+    Args:
+      name: of the array, with which messages begin.
+      values: whole numbers from 0 to 255, floats in [0, 1], or bool.
+
+    Raises:
+      UserError: for other values, NaN, or whole numbers from 0 to 1, which are all but black.
+    """
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    low, high = values.min(), values.max()
+    shown = f"{name} is {values.dtype} with values from {low:g} to {high:g}"
+    if np.isnan(low):
+        raise UserError(f"{name} has values that are NaN; fill them in, or leave these examples out")
+    if values.dtype.kind == "f":
+        if low >= 0 and high <= 1:
+            return np.rint(values * np.float32(255)).astype(np.uint8)
+        mend = "save np.rint(image).astype(np.uint8)" if low >= 0 and high <= 255 else "scale them to 0 to 1"
+        raise UserError(f"{shown}, expected floats in [0, 1] or whole numbers from 0 to 255; {mend}")
+    if low < 0 or high > 255:
+        mend = "divide 16 bits by 257" if low >= 0 else "scale them"
+        raise UserError(f"{shown}, expected 0 to 255; {mend}")
+    if high <= 1:
+        raise UserError(
+            f"{shown}, of 255: all but black; save floats in [0, 1] as they are, zeros and ones as bool, or both times "
+            "255, rounded, as uint8"
+        )
+    return values.astype(np.uint8, copy=False)
 
 
 def targets(image: Array, kind: str, keys: Array) -> Array:
@@ -113,16 +157,19 @@ def as_labels(name: str, labels: Any, num_classes: int) -> Array:
     return jnp.asarray(array, jnp.int32)
 
 
-def check_labels(labels: np.ndarray, num_classes: int, name: str = "label", mend: str = "set num_classes") -> None:
+def check_labels(labels: np.ndarray, num_classes: int, name: str = "label", mend: str = "") -> None:
     """Raises a UserError for raw labels outside 0 to num_classes - 1.
 
     Args:
       labels: whole numbers.
       num_classes: how many there may be.
       name: of the array, for the message.
-      mend: what a user may do, for the message.
+      mend: what a user may do, for the message; "": subtract 1, set num_classes, or number them anew.
     """
-    if not 0 <= labels.min() <= labels.max() < num_classes:
-        raise UserError(
-            f"{name} has values from {labels.min()} to {labels.max()}, expected 0 to {num_classes - 1}; {mend}"
-        )
+    low, high = int(labels.min()), int(labels.max())
+    if 0 <= low <= high < num_classes:
+        return
+    if not mend:
+        mend = f"set num_classes={high + 1}" if low >= 0 else "number them from 0"
+        mend = f"subtract 1, or {mend}" if low > 0 and high == num_classes else mend
+    raise UserError(f"{name} has values from {low} to {high}, expected 0 to {num_classes - 1}; {mend}")

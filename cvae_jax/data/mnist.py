@@ -15,6 +15,8 @@ from cvae_jax.errors import UserError
 
 NUM_VALID = 5_000
 
+MOST_AXES = 3  # of an IDX file
+
 # SHA-256 of the files once unpacked.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -69,20 +71,26 @@ def read_idx(folder: pathlib.Path, name: str, verify_checksum: bool) -> np.ndarr
     path = packed if packed.exists() else plain
     if not path.exists():
         raise UserError(f"{packed} is missing (nor is there {name} unpacked); put the file there")
-    content = files.content(path)
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise UserError(f"{path} is not an IDX file of unsigned bytes; get the file again")
-    num_axes = content[3]
-    shape = tuple(np.frombuffer(content, ">u4", num_axes, 4).tolist()) if len(content) >= 4 + 4 * num_axes else ()
-    start = 4 + 4 * num_axes
-    if not shape or len(content) - start != math.prod(shape):
-        raise UserError(f"{path} is truncated: its header promises {shape}, {len(content)} bytes are there")
-    if verify_checksum and hashlib.sha256(content).hexdigest() != CHECKSUMS[name]:
+    with files.opened(path) as file:
+        header = bytes(files.read(file, 4))
+        if header[:3] != b"\0\0\x08" or not 1 <= header[-1] <= MOST_AXES:
+            raise UserError(f"{path} is no IDX file of unsigned bytes with 1 to {MOST_AXES} axes; get the file again")
+        header += files.read(file, 4 * header[3])
+        shape = tuple(np.frombuffer(header, ">u4", len(header) // 4 - 1, 4).tolist())
+        promised = math.prod(shape)
+        files.check_size(f"{path}, unpacked,", promised, "get the file again")
+        content = files.read(file, promised + 1)
+    if len(shape) != header[3] or not promised or len(content) != promised:
+        raise UserError(
+            f"{path} is truncated, too long or empty: its header promises {shape}, {len(content)} bytes are there; get "
+            "the file again"
+        )
+    if verify_checksum and hashlib.sha256(header + content).hexdigest() != CHECKSUMS[name]:
         raise UserError(
             f"{path} is not the original MNIST (its checksum differs); get the file again, or set "
             "data.verify_checksums=False for another data set of that format"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def from_tfds() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

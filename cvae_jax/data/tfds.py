@@ -1,10 +1,11 @@
 """TensorFlow Datasets as a source: the rows of a split, or one line that says why not."""
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
 
 
 def rows(name: str, split: str, instead: str) -> Sequence[dict[str, Any]]:
@@ -19,13 +20,13 @@ def rows(name: str, split: str, instead: str) -> Sequence[dict[str, Any]]:
       UserError: when it cannot deliver.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each of its retries is three lines
     import tensorflow_datasets
 
     try:
         return tensorflow_datasets.data_source(name, split=split)
     except Exception as error:  # whatever a download or a missing TensorFlow raises
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"TensorFlow Datasets cannot deliver {name} ({reason}); connect to the network with the extra tfds "
+            f"TensorFlow Datasets cannot deliver {name} ({reason(error)}); connect to the network with the extra tfds "
             f"installed to prepare it once, or {instead}"
         ) from None

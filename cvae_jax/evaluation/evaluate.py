@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cvae_jax import data, inference, trained
+from cvae_jax import data, inference, parallel, trained
 from cvae_jax.errors import UserError
 from cvae_jax.evaluation import figures, pictures, report, tables
 from cvae_jax.evaluation.measure import Cells, Measured, Plan, measure, measure_baselines
@@ -22,7 +22,7 @@ from cvae_jax.inference.diagnostics import LatentCode
 from cvae_jax.inference.estimators import cautions, mean_over_seeds
 from cvae_jax.task import Arrays, Fitted, Metric, Task
 from cvae_jax.trained import TrainedModel
-from cvae_jax.training.checkpoints import write_atomically
+from cvae_jax.training.files import write_atomically
 from cvae_jax.training.workdir import fingerprint, read_fingerprint
 
 LOGGER = logging.getLogger(__name__)
@@ -169,9 +169,10 @@ def evaluate(workdirs: Sequence[str | pathlib.Path] | str, request: Request = Re
         figures.latent_code(code, folder / name, f"{title}: {request.split} split")
     report.draw(findings.measured, folder, request.split)
     for run in runs:
-        title = f"{run.label}, {run.task.title}"
+        title = f"{run.base}: {run.task.title}"
         pictures.draw_samples(run.models[0], run.arrays, folder / f"samples_{run.base}.png", title)
         pictures.draw_figures(run.models[0], run.arrays, folder, run.base, title)
+    LOGGER.info("tables and figures: %s", folder)
     return text
 
 
@@ -274,6 +275,7 @@ def _open_runs(workdirs: Sequence[str], request: Request) -> list[Run]:
     Raises:
       UserError: where one cannot be read, or rows of one column would not be about the same y.
     """
+    parallel.use_every_core()
     runs = [_open_run(workdir, request) for workdir in workdirs]
     if len({pathlib.Path(workdir).expanduser().resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("the same --workdir is named twice")

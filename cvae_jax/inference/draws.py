@@ -22,6 +22,12 @@ def predict(fitted: Fitted, batch: Batch) -> PyTree:
     return fitted.draw(fitted.encode(batch._replace(y=None)), keys.unused(batch.ids), "prior_mean").p_y.mean
 
 
+def infer(fitted: Fitted, batch: Batch) -> tuple[PyTree, PyTree]:
+    """Returns z = E[z|x,y], leaves [batch, ...] for each latent layer, and E[y|x,z] of it, leaves [batch, ...]."""
+    drawn = fitted.draw(fitted.encode(batch), keys.unused(batch.ids), "recognition_mean")
+    return drawn.z, drawn.p_y.mean
+
+
 def sample(fitted: Fitted, batch: Batch, sample_keys: Array, noise: bool) -> PyTree:
     """Returns samples of y given x: leaves [samples, batch, ...].
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -25,10 +26,24 @@ def check(requests: Sequence[tuple[str, int]]) -> None:
     for name, num_samples in requests:
         if name not in ESTIMATOR_NAMES:
             raise UserError(f"estimator {name!r} is not known; choose from {', '.join(ESTIMATOR_NAMES)}")
-        if num_samples < 1:
-            raise UserError(f"num_samples={num_samples} must be at least 1")
+        check_count(num_samples)
         if name == "jackknife" and num_samples < 2:
             raise UserError(f"num_samples={num_samples} must be at least 2 for the jackknife")
+
+
+def check_count(num_samples: int) -> None:
+    """Raises a UserError for what is no number of samples."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer) or num_samples < 1:
+        least = "at least 1" if isinstance(num_samples, int) else "a whole number of at least 1"
+        raise UserError(f"num_samples={num_samples!r} must be {least}")
+
+
+def check_draws(num_samples: int, key: Array) -> None:
+    """Raises a UserError for what is no number of samples, or no key."""
+    check_count(num_samples)
+    if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+        shown = repr(key).splitlines()[0][:40]
+        raise UserError(f"key={shown} is no key of random numbers; write jax.random.key(0), of any number")
 
 
 def draws_from_recognition(estimator: str, settings: Ais = DEFAULT_AIS) -> bool:

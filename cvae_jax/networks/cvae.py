@@ -15,6 +15,7 @@ from cvae_jax.model import Proposal, PyTree, Train
 from cvae_jax.networks.flax_model import given
 from cvae_jax.networks.mlp import ConditionedMLP, GaussianMLP
 from cvae_jax.networks.residual import SMALL_INIT, ResidualBlock, ResidualMLP
+from cvae_jax.settings import WIDTH, Choice, Whole, Wholes, check
 
 ACTIVATIONS = ("relu", "tanh", "gelu")
 PRIORS = ("fixed", "learned")
@@ -192,9 +193,7 @@ class TwoLayerControl(nn.Module):
 
 def check_widths(section: str, settings: ConfigDict) -> None:
     """Raises a UserError where a stage's `hidden`, or its `latent` if it has one, is no size of a layer."""
-    for name, widths in (("hidden", settings.hidden), ("latent", [settings.get("latent", 1)])):
-        if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise UserError(f"{section}.{name}={settings[name]} must be whole numbers of at least 1")
+    check(settings, {"hidden": Wholes(), **({"latent": Whole(1, WIDTH)} if "latent" in settings else {})}, section)
 
 
 def one_layer(
@@ -219,9 +218,9 @@ def one_layer(
       UserError: for a value that cannot be.
     """
     check_widths(section, settings)
-    for key, value, known in (("activation", settings.activation, ACTIVATIONS), ("prior", prior, PRIORS)):
-        if value not in known:
-            raise UserError(f"{section}.{key}={value!r} is not known; choose from {', '.join(known)}")
+    check(settings, {"activation": Choice(ACTIVATIONS)}, section)
+    if prior not in PRIORS:
+        raise UserError(f"{section}.prior={prior!r} is not known; choose from {', '.join(PRIORS)}")
     return OneLayerCVAE(settings.hidden, settings.latent, outputs, settings.activation, prior, x_encoder, tie_weights)
 
 

@@ -19,6 +19,7 @@ from cvae_jax.distributions import Bernoulli, Categorical, Normal, bounded_norma
 from cvae_jax.errors import UserError
 from cvae_jax.networks.cvae import one_layer
 from cvae_jax.networks.flax_model import flax_model
+from cvae_jax.settings import Choice, check
 from cvae_jax.task import Arrays, Batch, Grid, PyTree, Spec, Task, Variables
 
 LIKELIHOODS = ("gaussian", "bernoulli", "categorical")
@@ -59,7 +60,7 @@ def features_of(spec: Spec, name: str, classes: bool) -> Features:
     raw, size = spec.raw[name], spec.size(name)
     if classes and (raw.shape or name not in spec.num_classes):
         raise UserError(
-            f"{name} is {raw.dtype}{list(raw.shape)} an example; classes are whole numbers [n] from 0 on: save it so, "
+            f"{name} is {raw.dtype}{list(raw.shape)} per example; classes are whole numbers [n] from 0 on: save it so, "
             "or set config.likelihood to gaussian, or to bernoulli for zeros and ones"
         )
     if classes and spec.num_classes[name] > MOST_CLASSES:
@@ -98,8 +99,7 @@ class Standardised(NamedTuple):
 
 def _kind(config: ConfigDict, spec: Spec) -> str:
     """Returns the likelihood of y that the config names, or that follows from its dtype."""
-    if config.likelihood not in ("auto", *LIKELIHOODS):
-        raise UserError(f"likelihood={config.likelihood!r} is not known; choose from auto, {', '.join(LIKELIHOODS)}")
+    check(config, {"likelihood": Choice(("auto", *LIKELIHOODS))})
     if config.likelihood != "auto" or config.y not in spec.raw:
         return config.likelihood
     kind = spec.raw[config.y].dtype.kind

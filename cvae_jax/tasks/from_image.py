@@ -21,6 +21,7 @@ from cvae_jax.errors import UserError
 from cvae_jax.networks.conv import Conv
 from cvae_jax.networks.cvae import one_layer
 from cvae_jax.networks.flax_model import flax_model
+from cvae_jax.settings import WIDTH, Choice, Real, Whole, check
 from cvae_jax.task import Arrays, Batch, Draw, Fitted, Grid, Metric, PyTree, Spec, Task, Variables
 
 FACTOR = 4  # of super-resolution, in each direction
@@ -73,14 +74,10 @@ def predictive(fitted: Fitted, batch: Batch, key: Array, num_samples: int) -> np
 
 def _check(config: ConfigDict, shape: tuple[int, int]) -> None:
     """Raises a UserError for the first setting that cannot be."""
-    if config.output not in OUTPUTS:
-        raise UserError(f"output={config.output!r} is not known; choose from {', '.join(OUTPUTS)}")
+    check(config, {"output": Choice(OUTPUTS)})
     if (config.output == "label") != ("num_classes" in config) or (config.output == "denoise") != ("noise" in config):
         raise UserError(f"output={config.output} needs a config of its own; take configs/mnist_image.py or its variant")
-    if config.output == "denoise" and not 0 <= config.noise < math.inf:
-        raise UserError(f"noise={config.noise} must be at least 0")
-    if config.cvae.channels < 1:
-        raise UserError(f"cvae.channels={config.cvae.channels} must be at least 1")
+    check(config, {"cvae.channels": Whole(1, WIDTH), **({"noise": Real()} if config.output == "denoise" else {})})
     if config.output == "superres" and any(side % FACTOR or side < 2 * FACTOR for side in shape):
         raise UserError(f"image_shape={shape} must be multiples of {FACTOR}, of at least {2 * FACTOR}, for superres")
 
@@ -102,6 +99,7 @@ class FromImage(Task):
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+            images.warn_of_empty_classes(self.num_classes, spec)
         settings = config.cvae
         networks = one_layer(
             settings,

@@ -15,6 +15,7 @@ from cvae_jax.distributions import Bernoulli
 from cvae_jax.errors import UserError
 from cvae_jax.networks.cvae import one_layer, two_layers
 from cvae_jax.networks.flax_model import flax_model
+from cvae_jax.settings import Choice, check
 from cvae_jax.task import Arrays, Batch, Fitted, Grid, Metric, Plot, PyTree, Spec, Task, Variables
 
 SAMPLES_SHOWN = 10
@@ -125,8 +126,8 @@ class FromLabel(Task):
         self.labels, settings = "num_classes" in config, config.cvae
         self.num_classes = config.num_classes if self.labels else 0
         self.residual = self.labels and settings.network == "residual"
-        if self.labels and settings.network not in ("plain", "residual"):
-            raise UserError(f"cvae.network={settings.network!r} is not known; choose plain or residual")
+        if self.labels:
+            check(settings, {"network": Choice(("plain", "residual"))}, "cvae")
         if self.residual and (settings.prior, settings.activation) != ("learned", "gelu"):
             raise UserError("cvae.network=residual learns its prior, has gelu; set cvae.prior=learned, activation=gelu")
         self.title = f"image given one of {self.num_classes} labels" if self.labels else "image"
@@ -134,6 +135,7 @@ class FromLabel(Task):
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         if self.labels:
             self.raw["label"] = jax.ShapeDtypeStruct((), np.int32)
+            images.warn_of_empty_classes(self.num_classes, spec)
         pixels = self.shape[0] * self.shape[1]
         prior = settings.prior if self.labels else "fixed"
         networks = two_layers(settings, pixels) if self.residual else one_layer(settings, pixels, prior)

@@ -17,6 +17,7 @@ from cvae_jax.errors import UserError
 from cvae_jax.networks.cvae import TwoLayerControl, check_widths, two_layers
 from cvae_jax.networks.flax_model import flax_model, given
 from cvae_jax.networks.mlp import MLP, GaussianMLP
+from cvae_jax.settings import Choice, check
 from cvae_jax.task import Batch, Fitted, Grid, Model, Proposal, PyTree, Spec, Task, Train, Variables
 
 
@@ -115,8 +116,7 @@ def make_models(config: ConfigDict, shape: tuple[int, int]) -> dict[str, Model]:
     check_widths("cvae", config.cvae)
     check_widths("baseline", config.baseline)
     baseline = flax_model(Baseline(config.baseline.hidden, pixels), likelihood, flat_x)
-    if config.cvae.network not in ("plain", "residual"):
-        raise UserError(f"cvae.network={config.cvae.network!r} is not known; choose plain or residual")
+    check(config, {"cvae.network": Choice(("plain", "residual"))})
 
     def centred(batch: Batch, earlier: Variables) -> tuple[Array, Array | None]:
         """Returns flat images about 0: x alone, and the whole."""

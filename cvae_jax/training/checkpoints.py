@@ -4,7 +4,6 @@ import gc
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -16,21 +15,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, reason
+from cvae_jax.training import files
+from cvae_jax.training.files import write_atomically
 
 LOGGER = logging.getLogger(__name__)
 
 KEEP = 2  # so that one remains when the newest is damaged
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces the file's content so that a kill at any moment leaves the old or the new one, whole."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -44,10 +35,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [("/".join(re.findall(r"\w+", jax.tree_util.keystr(path))), leaf) for path, leaf in leaves]
     return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 class Checkpoints:
@@ -125,7 +112,7 @@ class Checkpoints:
         try:
             self._checkpointer.save(folder, state)
         except Exception as error:  # as below
-            raise UserError(f"cannot write checkpoint {folder} ({_first_line(error)}); free space") from None
+            raise UserError(f"cannot write checkpoint {folder} ({reason(error)}); free space") from None
         self._signing = threading.Thread(target=self._sign, args=(step,), name=f"sign checkpoint {step}")
         self._signing.start()
 
@@ -159,32 +146,33 @@ class Checkpoints:
         """
         try:
             self._checkpointer.wait_until_finished()
-            files = checksums(self.directory / str(step))
-            if not files:
+            written = checksums(self.directory / str(step))
+            if not written:
                 raise OSError("nothing was written")
-            write_atomically(self._manifest(step), json.dumps({"run": self._run, "files": files}, indent=1))
+            write_atomically(self._manifest(step), json.dumps({"run": self._run, "files": written}, indent=1))
             for old in [signed for signed in self.steps() if signed <= step][KEEP:]:
                 shutil.rmtree(self.directory / str(old), ignore_errors=True)
                 self._manifest(old).unlink()
         except Exception as error:  # a full disk comes out of Orbax and TensorStore as many kinds of error
             self._failed = UserError(
-                f"cannot write checkpoint {step} in {self.directory} ({_first_line(error)}); free space, then go on "
+                f"cannot write checkpoint {step} in {self.directory} ({reason(error)}); free space, then go on "
                 "with the same command"
             )
 
     def _read(self, step: int) -> tuple[dict[str, Any], Any]:
         """Returns of a manifest whose checkpoint it is, {} of one by an older version, and the files' checksums."""
-        manifest = json.loads(self._manifest(step).read_text())
-        if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict):
-            return manifest.get("run", {}), manifest["files"]
+        manifest = files.read_json(self._manifest(step)) or {}
+        if isinstance(manifest.get("files"), dict):
+            run = manifest.get("run", {})
+            return run if isinstance(run, dict) else {"run": run}, manifest["files"]
         return {}, manifest
 
     def _intact(self, step: int) -> bool:
         """Returns whether a step is what its manifest says."""
         try:
-            _, files = self._read(step)
-            return bool(files) and files == checksums(self.directory / str(step))
-        except (ValueError, RecursionError, OSError):  # the manifest itself is damaged
+            _, listed = self._read(step)
+            return bool(listed) and listed == checksums(self.directory / str(step))
+        except (UserError, OSError):  # the manifest itself is damaged
             return False
 
     def _check_run(self, step: int) -> None:

@@ -8,25 +8,49 @@ from typing import Any
 import tensorboardX
 
 from cvae_jax.errors import UserError
-from cvae_jax.training.checkpoints import write_atomically
+from cvae_jax.training import files
+from cvae_jax.training.files import write_atomically
 
 FILE = "metrics.jsonl"
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl in order; a last line that a kill cut short is left out."""
+    """The rows of a run's metrics.jsonl in order; a last line that a kill cut short is left out.
+
+    Raises:
+      UserError: for a file that cannot be read, a row that is damaged, or epochs that are missing, doubled or changed.
+    """
     path = workdir / FILE
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
+    lines = (files.read_text(path) or "").splitlines()
+    rows: list[dict[str, Any]] = []
+    epochs: dict[tuple[str, int], dict[str, Any]] = {}  # stage and seed -> the last row
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
+            row = files.parse(line)
+            _check(row, epochs)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UserError) or number < len(lines):
+                what = f": {error}" if isinstance(error, UserError) else ""
                 raise UserError(
-                    f"{path}, line {number} is damaged; put back a copy of it, or remove that line"
+                    f"{path}, line {number} is damaged{what}; put back a copy of the file, or remove it (its curves)"
                 ) from None
+        else:
+            rows.append(row)
     return rows
+
+
+def _check(row: Any, last: dict[tuple[str, int], dict[str, Any]]) -> None:
+    """Raises where a row is none of `Log.write`'s, or not the next of its stage and seed after those in `last`."""
+    key = stage, seed = row["stage"], row["seed"]
+    counts = row["step"], row["epoch"]
+    if not isinstance(stage, str) or not all(type(number) is int and number >= 0 for number in (seed, *counts)):
+        raise UserError("stage, seed, step or epoch is none")
+    if not all(isinstance(value, int | float) for name, value in row.items() if name != "stage"):
+        raise UserError("a value is no number")
+    before = last.get(key)
+    if before and counts != (row["epoch"] * before["step"] // before["epoch"], before["epoch"] + 1):
+        raise UserError(f"epoch {row['epoch']} of {stage} follows epoch {before['epoch']}")
+    last[key] = row
 
 
 class Log:
@@ -37,14 +61,25 @@ class Log:
         self._path, self._stage, self._by_seed = workdir / FILE, stage, by_seed
         kept = [row for row in read(workdir) if row["stage"] != stage or row["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard" / stage), purge_step=step + 1)
+        board = workdir / "tensorboard" / stage
+        try:
+            self._board = tensorboardX.SummaryWriter(str(board), purge_step=step + 1)
+        except OSError as error:
+            raise files.cannot_write(board, error) from None
 
     def write(self, step: int, values: dict[str, float], timings: dict[str, float]) -> None:
         """Appends a row and waits until it is on disk; `timings` go to TensorBoard alone."""
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self._path, "a") as file:
+                file.write(json.dumps({"stage": self._stage, "step": step, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._draw(step, values, timings)
+        except OSError as error:
+            raise files.cannot_write(self._path, error) from None
+
+    def _draw(self, step: int, values: dict[str, float], timings: dict[str, float]) -> None:
+        """Adds a point to each of TensorBoard's curves."""
         seed = f"/seed_{values['seed']}" if self._by_seed else ""
         curves = {name: value for name, value in {**values, **timings}.items() if name not in ("seed", "epoch")}
         for name, value in curves.items():
@@ -53,4 +88,7 @@ class Log:
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
-        self._board.close()
+        try:
+            self._board.close()
+        except OSError as error:
+            raise files.cannot_write(self._path.parent / "tensorboard", error) from None

@@ -23,6 +23,7 @@ from cvae_jax import objectives, parallel, schedules
 from cvae_jax.data import batches, buckets
 from cvae_jax.data.buckets import Bucket
 from cvae_jax.errors import Interrupted, UserError
+from cvae_jax.settings import COUNT, Choice, Real, Whole, check
 from cvae_jax.task import Splits, Stage, Task, Variables
 from cvae_jax.training import epochs, monitor, signals, step
 from cvae_jax.training.checkpoints import Checkpoints
@@ -43,17 +44,31 @@ class Seeds(NamedTuple):
 
 def check_seeds(config: ConfigDict) -> None:
     """Raises a UserError for a run's `num_seeds`, `seed` or `seeds_by` that cannot be."""
-    if config.num_seeds < 1:
-        raise UserError(f"num_seeds={config.num_seeds} must be at least 1")
-    if not 0 <= config.seed <= 2**31 - config.num_seeds:
-        raise UserError(f"seed={config.seed} must be between 0 and {2**31 - config.num_seeds:,}")
-    if config.seeds_by not in ("map", "vmap"):
-        raise UserError(f"seeds_by={config.seeds_by!r} is not known; choose map or vmap")
+    check(config, {"num_seeds": Whole(1, 10_000), "seeds_by": Choice(("map", "vmap"))})
+    check(config, {"seed": Whole(0, COUNT - config.num_seeds)})
+
+
+def fit_batch_size(stage: Stage, num_train: int) -> None:
+    """Lowers a batch size beyond the number of training examples, in the stage's settings, and warns of it."""
+    settings, most = stage.settings, num_train - num_train % jax.device_count()
+    if settings.batch_size > num_train and most:
+        message = "%s.batch_size=%d is more than the %d training examples: it is lowered to %d"
+        LOGGER.warning(message, stage.name, settings.batch_size, num_train, most)
+        settings.batch_size = most
 
 
 def training_buckets(stage: Stage, task: Task, splits: Splits) -> list[Bucket]:
     """Groups a stage's training examples: every bucket has a batch of them, if there are as many at all."""
     return buckets.of_split(task, splits["train"], stage.settings.batch_size)
+
+
+def check_stage(stage: Stage) -> None:
+    """Raises a UserError for the first of a stage's settings that cannot be, whatever the data."""
+    settings = stage.settings
+    counted = {key: Whole(1) for key in ("epochs", "steps_per_call", "checkpoint_every", "batch_size")}
+    free = {key: Whole() for key in ("patience", "log_every", "figure_every")}
+    check(settings, {**counted, **free, "averaging": Real(0, 1, below=True)}, stage.name)
+    schedules.check_optimizer(settings.optimizer, f"{stage.name}.optimizer")
 
 
 def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
@@ -67,27 +82,15 @@ def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
     Raises:
       UserError: for the first that cannot be; names it and what it must be.
     """
+    check_stage(stage)
     settings, objective = stage.settings, stage.settings.objective
     count, num_train = jax.device_count(), sum(counts)
-    for key, value, fits, must in (
-        ("epochs", settings.epochs, settings.epochs >= 1, "at least 1"),
-        ("steps_per_call", settings.steps_per_call, settings.steps_per_call >= 1, "at least 1"),
-        ("checkpoint_every", settings.checkpoint_every, settings.checkpoint_every >= 1, "at least 1"),
-        ("patience", settings.patience, settings.patience >= 0, "at least 0"),
-        ("log_every", settings.log_every, settings.log_every >= 0, "at least 0"),
-        ("figure_every", settings.figure_every, settings.figure_every >= 0, "at least 0"),
-        ("averaging", settings.averaging, 0 <= settings.averaging < 1, "at least 0 and below 1"),
-        (
-            "batch_size",
-            settings.batch_size,
-            0 < settings.batch_size <= num_train,
-            f"between 1 and {num_train}, the training examples",
-        ),
-        ("batch_size", settings.batch_size, settings.batch_size % count == 0, f"a multiple of the {count} devices"),
-    ):
-        if not fits:
-            raise UserError(f"{stage.name}.{key}={value} must be {must}")
-    schedules.check_optimizer(settings.optimizer, f"{stage.name}.optimizer")
+    if settings.batch_size > num_train:
+        raise UserError(
+            f"{stage.name}.batch_size={settings.batch_size} must be at most {num_train}, the training examples"
+        )
+    if settings.batch_size % count:
+        raise UserError(f"{stage.name}.batch_size={settings.batch_size} must be a multiple of the {count} devices")
     num_steps = settings.epochs * epochs.num_steps(settings.batch_size, counts)
     if objective.beta_steps > num_steps:
         raise UserError(
@@ -128,6 +131,13 @@ def best_of(settings: ConfigDict, best_score: np.ndarray) -> tuple[str, np.ndarr
     return f"best_{settings.select[1:]}", -best_score if settings.select[0] == "+" else best_score
 
 
+def _early(settings: ConfigDict, epoch: int) -> str:
+    """Returns why training stopped before its last epoch, or ""."""
+    if epoch >= settings.epochs:
+        return ""
+    return f": stopped early, after epoch {epoch} of {settings.epochs}: no better for {settings.patience} (patience)"
+
+
 class Compiled(NamedTuple):
     """A stage's programs, compiled ahead of time so that compiling is not hidden in the first epoch's speed."""
 
@@ -153,8 +163,19 @@ def compile_stage(
       train: buckets of training examples, on the device.
       valid: the same for validation.
     """
-    began = time.perf_counter()
     settings, place, num_seeds = run.stage.settings, state.step.sharding, len(state.step)
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"])) // num_seeds
+    devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
+    LOGGER.info(
+        "%s (%d of %d): %s%s parameters on %s, compiling ...",
+        run.stage.name,
+        run.task.stages.index(run.stage) + 1,
+        len(run.task.stages),
+        f"{num_seeds} x " * (num_seeds > 1),
+        f"{num_params:,}",
+        devices,
+    )
+    began = time.perf_counter()
     calls = epochs.calls(settings, [len(bucket.ids) for bucket in train], 0)
     programs = {}
     for bucket, length in sorted({(bucket, len(call)) for bucket, call in calls}):
@@ -162,13 +183,7 @@ def compile_stage(
         rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
         programs[bucket, length] = functions.train_steps.lower(state, earlier, rows, train[bucket]).compile()
     close_epoch = functions.close_epoch.lower(state, earlier, valid).compile()
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(state.variables["params"])) // num_seeds
-    devices = f"{jax.device_count()} {jax.default_backend()} device{'s' * (jax.device_count() > 1)}"
-    times = f"{num_seeds} x " * (num_seeds > 1)
-    seconds = time.perf_counter() - began
-    LOGGER.info(
-        "%s: %s%s parameters on %s, compiled in %.1f s", run.stage.name, times, f"{num_params:,}", devices, seconds
-    )
+    LOGGER.info("%s: compiled in %.1f s", run.stage.name, time.perf_counter() - began)
     return Compiled(
         lambda state, earlier, bucket, rows: programs[bucket, rows.shape[1]](state, earlier, rows, train[bucket]),
         close_epoch,
@@ -184,6 +199,7 @@ def run_stage(
     workdir: pathlib.Path,
     run_of: Mapping[str, Any],
     after_epoch: Callable[[int, State], None],
+    start: Callable[[], Variables] | None = None,
 ) -> State:
     """Trains a stage from its newest checkpoint, or from the start, until it is finished.
 
@@ -196,6 +212,7 @@ def run_stage(
       workdir: receives checkpoints/<stage>/, metrics.jsonl and tensorboard/<stage>/.
       run_of: whose checkpoints these are, see `workdir.run_of`.
       after_epoch: called with the number of epochs done and the state, before the checkpoint.
+      start: returns the variables to start from, leaves [seeds, ...]; None: random ones.
 
     Raises:
       DivergenceError: when a term of the loss is not finite; names it, the step and the last checkpoint.
@@ -216,9 +233,11 @@ def run_stage(
     state = checkpoints.restore_newest(step.abstract_state(stage, task, len(numbers), earlier))
     if state is None:
         state = functions.init(jax.device_put(numbers, place), earlier)
+        if start is not None:
+            state = step.started_from(state, jax.device_put(start(), place), f"{stage.name}.start_from")
     taken = int(state.step[0])
     if finished(settings, taken // per_epoch, state.bad_epochs):
-        LOGGER.info("%s: already finished, at step %d", stage.name, taken)
+        LOGGER.info("%s: already finished, at step %d%s", stage.name, taken, _early(settings, taken // per_epoch))
         return state
     if taken:
         LOGGER.info("%s: going on from step %d", stage.name, taken)
@@ -245,9 +264,10 @@ def run_stage(
         bar.set_postfix({name: f"{value[:, -1].mean():.2f}" for name, value in values.items()})
         return values
 
-    context = contextlib.ExitStack()
-    stop = context.enter_context(signals.deferred())
-    try:
+    with contextlib.ExitStack() as context:
+        stop = context.enter_context(signals.deferred())
+        for part in (checkpoints, log, bar):  # closed the other way round, each whatever the others raise
+            context.callback(part.close)
         while not finished(settings, taken // per_epoch, state.bad_epochs):
             began = time.perf_counter()
             improving = np.broadcast_to(still_improving(settings, np.asarray(state.bad_epochs)), numbers.shape)
@@ -287,15 +307,12 @@ def run_stage(
                 bar.write(f"{line}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
             collapsed = monitor.warn_of_collapse(stage, taken, values, numbers[improving], collapsed, last)
             after_epoch(epoch, state)
+            if last and epoch < settings.epochs:
+                LOGGER.info("%s: finished%s", stage.name, _early(settings, epoch))
             if last or stop.signal or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(taken, state)
             if stop.signal and not last:
                 break
-    finally:
-        bar.close()
-        log.close()
-        checkpoints.close()
-        context.close()
     if stop.signal:
         raise Interrupted(
             f"{stage.name}: stopped by {stop.signal.name} after epoch {taken // per_epoch}, which is saved; the same "

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from cvae_jax import keys, objectives, parallel, schedules
 from cvae_jax.data import batches
 from cvae_jax.data.buckets import Bucket
+from cvae_jax.errors import UserError
 from cvae_jax.task import Batch, Draw, Fitted, PyTree, Stage, Task, Train, Variables
 from cvae_jax.training import epochs
 
@@ -77,6 +78,29 @@ def init_state(
     zero = jnp.zeros((), jnp.int32)
     opt_state = optimizer.init(variables["params"])
     return State(seed, zero, variables, opt_state, variables, variables, jnp.array(jnp.inf), zero)
+
+
+def started_from(state: State, variables: Variables, name: str) -> State:
+    """Returns a state before the first step with other variables.
+
+    Args:
+      state: of `init_state`, leaves [seeds, ...].
+      variables: of the same model, leaves [seeds, ...].
+      name: of where they come from, for messages.
+
+    Raises:
+      UserError: for variables of another model; names the first that differs.
+    """
+    own, given = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape[1:], leaf.dtype) for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (state.variables, variables))
+    )
+    for leaf in {**own, **given}:
+        if own.get(leaf) != given.get(leaf):
+            shown, now = (str(list(tree[leaf][0])) if leaf in tree else "missing" for tree in (given, own))
+            raise UserError(f"{name} is of another model: {leaf} is {shown} there, {now} now; make the settings equal")
+    averaged, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))  # each is donated to the first step
+    return state._replace(variables=variables, averaged=averaged, best=best)
 
 
 def fitted(stage: Stage, task: Task, variables: Variables) -> Fitted:

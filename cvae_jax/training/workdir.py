@@ -4,9 +4,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
 from cvae_jax.task import Spec, Splits, Task
-from cvae_jax.training.checkpoints import write_atomically
+from cvae_jax.training import files
+from cvae_jax.training.files import write_atomically
+
+LOGGER = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.sha256.json"  # of the arrays it was trained on
@@ -28,20 +32,18 @@ def read_config(path: pathlib.Path) -> ConfigDict:
     Raises:
       UserError: when it is missing, damaged, or of an older version.
     """
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text())
-    except OSError:
-        raise UserError(f"workdir {path} holds no run ({CONFIG_FILE} is missing); train there first") from None
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or "task" not in config:
-        raise UserError(f"{path / CONFIG_FILE} is damaged; put back a copy of it")
+    config = files.read_json(path / CONFIG_FILE)
+    if config is None:
+        raise UserError(f"workdir {path} holds no run ({CONFIG_FILE} is missing); train there first")
     if not (path / SPEC_FILE).exists():
         raise UserError(
             f"workdir {path} holds no {SPEC_FILE}: it was trained by an older version, or the file is lost; train it "
             "again, or put back a copy of the file"
         )
-    return ConfigDict(config)
+    try:
+        return ConfigDict(config)
+    except ValueError as error:  # a key with a dot
+        raise UserError(f"{path / CONFIG_FILE} is damaged ({error}); put back a copy of it") from None
 
 
 def write_spec(path: pathlib.Path, spec: Spec) -> None:
@@ -65,23 +67,26 @@ def read_spec(path: pathlib.Path) -> Spec:
       UserError: when it is missing or damaged.
     """
     try:
-        numbers = json.loads((path / SPEC_FILE).read_text())
+        numbers = files.read_json(path / SPEC_FILE) or {}
         raw = {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in numbers["raw"].items()}
         mean, scale = (
             {name: np.array(values, np.float64) for name, values in numbers[moment].items()}
             for moment in ("mean", "scale")
         )
         return Spec(raw, dict(numbers["num_classes"]), mean, scale)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path / SPEC_FILE} is missing or damaged; put back a copy of it") from None
 
 
-def read_fingerprint(workdir: str) -> dict[str, str]:
-    """Returns the SHA-256 of every split's raw arrays beside which a run was trained; {} where that file is missing."""
-    try:
-        return json.loads((pathlib.Path(workdir).expanduser() / DATA_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
+def read_fingerprint(workdir: str | pathlib.Path) -> dict[str, str]:
+    """Returns the SHA-256 of every split's raw arrays beside which a run was trained; {} where that file is missing.
+
+    Raises:
+      UserError: when it is damaged.
+    """
+    return files.read_json(pathlib.Path(workdir).expanduser() / DATA_FILE) or {}
 
 
 def fingerprint(task: Task, splits: Splits) -> dict[str, str]:
@@ -98,14 +103,14 @@ def fingerprint(task: Task, splits: Splits) -> dict[str, str]:
 def run_of(config: ConfigDict, spec: Spec) -> dict[str, Any]:
     """Returns what the checkpoints of a run must have in common: their seeds, and hashes of config and spec.
 
-    Where the data lie, how long stages are trained and how they are measured may change.
+    Where data and weights to start from lie, how long stages are trained and how they are measured may change.
     """
-    keys = _flatten(json.loads(config.to_json_best_effort()))
+    keys = _settings(config)
     free = ("data.dir",)
     kept = {
         key: value
         for key, value in keys.items()
-        if key not in free and not key.startswith("measure_") and not key.endswith(".epochs")
+        if key not in free and not key.startswith("measure_") and not key.endswith((".epochs", ".start_from"))
     }
     digests = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -139,11 +144,14 @@ def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system however the process ends
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"another process is training in workdir {path}; wait for it, or choose another") from None
-        if any((path / "checkpoints").glob("*/*.sha256.json")):
-            _check_same(read_config(path).to_dict(), json.loads(text), path)
-            if (path / DATA_FILE).exists() and json.loads((path / DATA_FILE).read_text()) != identity.fingerprint:
+        except OSError as error:  # a disk that knows no locks, such as some over a network
+            LOGGER.warning("workdir %s cannot be locked (%s); let no other process train there", path, error.strerror)
+        trained = sorted({manifest.parent.name for manifest in (path / "checkpoints").glob("*/*.sha256.json")})
+        if trained:
+            _check_same(read_config(path), identity.config, path, trained)
+            if read_fingerprint(path) not in ({}, identity.fingerprint):
                 raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
         write_atomically(path / CONFIG_FILE, text)
         write_atomically(path / DATA_FILE, json.dumps(identity.fingerprint, indent=1))
@@ -153,14 +161,46 @@ def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _check_same(saved: dict[str, Any], now: dict[str, Any], path: pathlib.Path) -> None:
-    """Raises for the first keys that differ; where the data lie may differ, since the data are compared themselves."""
-    saved, now = _flatten(saved), _flatten(now)
+def _check_same(before: ConfigDict, config: ConfigDict, path: pathlib.Path, trained: Sequence[str]) -> None:
+    """Raises for the first keys that differ; where the data lie may differ, since the data are compared themselves.
+
+    A stage may be given other epochs where the steps it has taken are those of the new run too: its schedule does not
+    depend on them, and no later stage was trained on its weights.
+
+    Args:
+      before: the config in the workdir.
+      config: the one to go on with.
+      path: of the workdir.
+      trained: names of the stages that have checkpoints.
+    """
+    saved, now = _settings(before), _settings(config)
     differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and key != "data.dir"]
+    differ = [key for key in differ if not key.endswith(".start_from") or key.removesuffix(".start_from") in trained]
+    for key in [key for key in differ if key.endswith(".epochs")]:
+        stage = key.removesuffix(".epochs")
+        later = [name for name in trained if list(now).index(f"{name}.epochs") > list(now).index(key)]
+        schedule = now.get(f"{stage}.optimizer.schedule")
+        if later:
+            why = f"{later[0]} was trained on its weights"
+        elif stage in trained and schedule != "constant":
+            why = f"{schedule!r} spreads the learning rate over all epochs"
+        else:
+            differ.remove(key)
+            continue
+        raise UserError(
+            f"{key} cannot change from {saved.get(key)} to {now.get(key)} in workdir {path}: {why}; choose another "
+            f"--workdir, perhaps with --config.{stage}.start_from={path}"
+        )
     if differ:
         shown = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UserError(f"workdir {path} holds a run of another config ({shown}{more}); choose another --workdir")
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """Returns key -> value of a config as its file holds them; an empty text is as if the key were not there."""
+    flat = _flatten(json.loads(config.to_json_best_effort()))
+    return {key: value for key, value in flat.items() if value != ""}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,14 +1,17 @@
 import gzip
 import struct
+import warnings
 from types import MappingProxyType, SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from configs import mnist_class, mnist_image
 from cvae_jax import data
 from cvae_jax.data import digits, images, mnist
 from cvae_jax.errors import UserError
+from cvae_jax.tasks import from_image, from_label
 
 NAMES = tuple(mnist.CHECKSUMS)
 
@@ -212,6 +215,28 @@ def test_tfds():
     assert splits["test"]["label"].dtype == np.int32
 
 
+def test_tfds_as_far_as_the_download(monkeypatch, tmp_path):
+    """The real builder, but for the network: what it needs is installed, and these four files are what it asks for."""
+    import requests
+    import tensorflow_datasets as tfds
+
+    asked = []
+
+    def fail(session, method, url, **options):
+        asked.append(url.rsplit("/", 1)[1])
+        raise requests.ConnectionError("the network is cut")
+
+    monkeypatch.setattr(requests.Session, "request", fail)
+    with monkeypatch.context() as patched:
+        patched.setenv("TFDS_DATA_DIR", str(tmp_path))
+        patched.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, and those of what it imports
+            message = message_of()
+    assert "cannot deliver mnist (the network is cut); connect to the network" in message and "data.dir" in message
+    assert set(asked) <= {f"{name}.gz" for name in mnist.CHECKSUMS} and asked
+
+
 def test_tfds_that_cannot_deliver(monkeypatch):
     import tensorflow_datasets as tfds
 
@@ -251,10 +276,28 @@ def test_labels_are_checked_before_they_are_cast():
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("label", np.zeros(3), r"label is float32\[1\] an example, .*int32\[\]; save whole numbers \[n\]$"),
-        ("label", np.zeros((3, 10), int), r"label is int32\[10\] an example, .*save whole numbers \[n\]$"),
-        ("image", np.zeros((3, 8, 8)), r"image is float32\[8, 8\] .*; save uint8 \[n, 8, 8\]$"),
-        ("image", np.zeros((3, 8, 8, 1), np.uint8), r"; save uint8 \[n, 8, 8\]$"),
+        ("label", np.zeros(3), r"label is float32\[1\] per example, .*int32\[\]; save whole numbers \[n\]$"),
+        ("label", np.zeros((3, 10), int), r"label is int32\[10\] per example, .*save whole numbers \[n\]$"),
+        ("image", np.full((3, 8, 8), "a"), r"; save uint8 \[n, 8, 8\]$"),
+        ("image", np.zeros((3, 8, 8, 1), np.uint8), r"; drop the last axis: image\[\.\.\., 0\]$"),
+        ("image", np.zeros((3, 9, 9, 3), np.uint8), "; colour is not supported: take the mean over the last axis, "),
+        ("image", np.zeros((3, 8, 8, 4)), "; colour is not supported: take the mean over the last axis, "),
+        ("image", np.zeros((3, 64), np.uint8), r"; reshape it to \[n, 8, 8\]$"),
+        ("image", np.full((3, 8, 8), np.nan), "image has values that are NaN; fill them in"),
+        (
+            "image",
+            np.full((3, 8, 8), 2.0),
+            r"image is float32 .* from 2 to 2, .*; save np\.rint\(image\)\.astype\(np\.uint8\)$",
+        ),
+        ("image", np.full((3, 8, 8), -0.5), r"from -0\.5 to -0\.5, .*; scale them to 0 to 1$"),
+        (
+            "image",
+            np.full((3, 8, 8), 256),
+            r"image is int32 with values from 256 to 256, expected 0 to 255; divide 16 bits",
+        ),
+        ("image", np.full((3, 8, 8), -1), r"from -1 to -1, expected 0 to 255; scale them$"),
+        ("image", np.full((3, 8, 8), 0.9).astype(np.uint8), "from 0 to 0, of 255: all but black; save floats in"),
+        ("image", np.ones((3, 8, 8), int), "from 1 to 1, of 255: all but black; save floats in"),
         ("image", np.zeros((3, 9, 8), np.uint8), "; make image_shape match the data$"),
         ("vector", np.zeros((3, 4)), r"vector is float32\[4\] .*float32\[5\]; save float32 \[n, 5\]$"),
         ("flag", np.zeros((3, 2), int), r"flag is int32\[2\] .*bool\[2\]; save bool \[n, 2\]$"),
@@ -269,6 +312,66 @@ def test_how_to_mend_what_cannot_be_read(name, array, message):
     }
     with pytest.raises(UserError, match=f"^made, split train: .*{message}"):
         loaded(reads(**{name: wanted[name]}), **{name: array})
+
+
+GREY = np.arange(192).reshape(3, 8, 8)  # 0 to 191 of 255
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        GREY.astype(np.uint8),
+        GREY,
+        GREY.astype(np.uint16),
+        GREY.astype(np.uint8).astype(np.float64) / 255,
+        (GREY / 255).astype(np.float32),
+        (GREY / 255).astype(np.float16),
+    ],
+)
+def test_grey_values_are_bytes_or_floats_to_1(image):
+    checked = loaded(reads(image=((8, 8), np.uint8)), image=image)["train"]["image"]
+    assert checked.dtype == np.uint8
+    np.testing.assert_array_equal(checked, GREY)
+
+
+def test_bits_are_black_and_white():
+    checked = loaded(reads(image=((8, 8), np.uint8)), image=GREY % 3 == 0)["train"]["image"]
+    np.testing.assert_array_equal(checked, np.where(GREY % 3 == 0, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("labels", "mend"),
+    [
+        ([1, 10], "from 1 to 10, expected 0 to 9; subtract 1, or set num_classes=11"),
+        ([0, 11], "from 0 to 11, expected 0 to 9; set num_classes=12"),
+        ([-1, 3], "from -1 to 3, expected 0 to 9; number them from 0"),
+    ],
+)
+def test_how_to_mend_labels(labels, mend):
+    task = reads(lambda arrays: images.check_labels(arrays["label"], 10), label=((), np.int32))
+    with pytest.raises(UserError, match=f"^made, split train: label has values {mend}$"):
+        loaded(task, label=np.array(labels))
+
+
+@pytest.mark.parametrize("make", [from_label.TASK, from_image.TASK])
+def test_classes_that_are_empty_are_named(make, caplog):
+    config = (mnist_class if make is from_label.TASK else mnist_image).get_config()
+    for labels, lines in (([0, 1], ["classes 0 to 1, so 8 of num_classes=10 are empty; set num_classes=2"]), ([9], [])):
+        caplog.clear()
+        make(config, data.spec({"train": {"label": np.array(labels, np.int32)}}))
+        assert [message.split("have ")[1] for message in caplog.messages] == lines
+
+
+@pytest.mark.parametrize("source", ["mnist", "digits"])
+def test_own_data_without_their_source(tmp_path, source):
+    chosen = SimpleNamespace(source=source, dir=str(tmp_path), verify_checksums=True)
+    for name in ("a/0.png", "0.png", "val.npz", "train.npz"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        with pytest.raises(UserError, match=rf"^found {path}: .*add --config\.data\.source=npz$"):
+            data.load(chosen, {})
+        path.unlink()
 
 
 def test_arrays_that_the_task_refuses():
@@ -355,7 +458,7 @@ def test_arrays_that_only_measuring_reads_are_checked():
     task = reads(x=((2,), np.float32), measured={"guess": ((), np.int32)})
     splits = loaded(task, x=np.zeros((3, 2)), guess=np.arange(3, dtype=np.uint8))
     assert splits["train"]["guess"].dtype == np.int32
-    with pytest.raises(UserError, match=r"guess is float32\[1\] an example, .*; save whole numbers \[n\]$"):
+    with pytest.raises(UserError, match=r"guess is float32\[1\] per example, .*; save whole numbers \[n\]$"):
         loaded(task, x=np.zeros((3, 2)), guess=np.zeros(3))
 
 
@@ -373,6 +476,10 @@ def test_the_split_is_named():
         data.of({"train": {}, "test": {}}, "valid")
     with pytest.raises(UserError, match="no split 'train'"):
         data.spec({"test": {"x": np.zeros((3, 2), np.float32)}})
+    with pytest.raises(
+        UserError, match=r"no split 'test', only train, valid; add it, or measure another with --split=va"
+    ):
+        data.of({"train": {}, "valid": {}}, "test")
 
 
 # What `spec` says of the training split, against NumPy.

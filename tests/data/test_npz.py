@@ -30,6 +30,43 @@ def test_arrays_come_back(folder):
     np.testing.assert_array_equal(splits["train"]["image"], np.load(folder / "train.npz")["image"])
 
 
+def rows_of(arrays):
+    """The examples of a split, in any order."""
+    return sorted([label, *image.ravel()] for label, image in zip(arrays["label"], arrays["image"], strict=True))
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (14, 1), (40, 4)])
+def test_missing_splits(folder, caplog, count, held_out):
+    """A tenth of the training examples, the same each time, stands in for valid.npz; nothing does for test.npz."""
+    caplog.set_level("INFO", "cvae_jax")
+    arrays = {"image": np.arange(count * 4, dtype=np.uint8).reshape(count, 2, 2), "label": np.arange(count)}
+    np.savez(folder / "train.npz", **arrays)
+    (folder / "valid.npz").unlink()
+    (folder / "test.npz").unlink()
+    splits = load(folder)
+    assert {split: len(of["image"]) for split, of in splits.items()} == {"train": count - held_out, "valid": held_out}
+    assert sorted(rows_of(splits["train"]) + rows_of(splits["valid"])) == rows_of(arrays)
+    assert rows_of(load(folder)["valid"]) == rows_of(splits["valid"])
+    assert f"train.npz: {held_out} of {count} examples are held out for validation, without valid.npz" in caplog.text
+
+
+def test_one_example_cannot_be_divided(folder):
+    np.savez(folder / "train.npz", x=np.zeros(1))
+    (folder / "valid.npz").unlink()
+    with pytest.raises(UserError, match=r"train\.npz has 1 example, which leaves none for validation; add some"):
+        load(folder)
+
+
+def test_files_of_other_names(folder):
+    (folder / "valid.npz").rename(folder / "val.npz")
+    with pytest.raises(UserError, match=r"^found .*/val\.npz; rename it to valid\.npz$"):
+        load(folder)
+    (folder / "val.npz").unlink()
+    (folder / "train.npz").rename(folder / "all.npy")
+    with pytest.raises(UserError, match=r"train\.npz is missing; .*; the folder holds all\.npy, test\.npz$"):
+        load(folder)
+
+
 def promise_too_much(path):
     """An entry whose header declares a terabyte."""
     header = io.BytesIO()
@@ -41,7 +78,6 @@ def promise_too_much(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "test.npz is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:200]), "no readable .npz file"),
         (lambda path: path.write_bytes(b"text"), "no readable .npz file"),
         (lambda path: np.savez(path, image=np.array([{}], object)), "holds Python objects"),

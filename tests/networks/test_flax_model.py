@@ -182,7 +182,7 @@ def test_the_means_of_two_layers_follow_each_other():
     ("changes", "message"),
     [
         ({"hidden": ()}, r"cvae.hidden=\(\) must be whole numbers"),
-        ({"latent": 0}, "cvae.latent=0 must be whole numbers"),
+        ({"latent": 0}, "cvae.latent=0 must be at least 1"),
         ({"activation": "sine"}, "cvae.activation='sine' is not known; choose from relu, tanh, gelu"),
     ],
 )

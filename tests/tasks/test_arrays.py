@@ -137,7 +137,7 @@ def logits_of(draw):
 @pytest.mark.parametrize(
     ("x", "y", "changes", "message"),
     [
-        (NUMBERS, np.tile(CLASSES[:, None], 2), {}, r"y is int32\[2\] an example; classes are whole numbers"),
+        (NUMBERS, np.tile(CLASSES[:, None], 2), {}, r"y is int32\[2\] per example; classes are whole numbers"),
         (NUMBERS, CLASSES - 1, {}, "y is int32"),
         (NUMBERS, CLASSES, {"likelihood": "bernoulli"}, "y has values beside 0 and 1"),
         (NUMBERS, CLASSES, {"likelihood": "poisson"}, "likelihood='poisson' is not known; choose from auto, gaussian"),

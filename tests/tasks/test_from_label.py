@@ -204,7 +204,7 @@ def test_raw_labels_that_the_config_does_not_have_are_refused():
         (of_labels, {"cvae.network": "residual", "cvae.prior": "learned"}, "cvae.network=residual .*activation=gelu"),
         (of_labels, {"cvae.activation": "sine"}, "cvae.activation='sine' .*relu, tanh, gelu"),
         (of_labels, {"cvae.prior": "flat"}, "cvae.prior='flat' .*fixed, learned"),
-        (of_labels, {"cvae.network": "deep"}, "cvae.network='deep' .*plain or residual"),
+        (of_labels, {"cvae.network": "deep"}, "cvae.network='deep' .*plain, residual"),
         (of_labels, {"cvae.hidden": ()}, r"cvae.hidden=\(\) must be"),
     ],
 )

@@ -85,7 +85,7 @@ def test_dynamic_targets():
     ("changes", "message"),
     [
         ({"targets": "binary"}, r"targets='binary' .*grey, threshold, dynamic"),
-        ({"cvae": {"network": "deep"}}, r"cvae.network='deep' .*plain or residual"),
+        ({"cvae": {"network": "deep"}}, r"cvae.network='deep' .*plain, residual"),
         ({"cvae": {"latent": 0}}, r"cvae.latent="),
         ({"control": True, "cvae": {"objective": {"num_samples": 0}}}, "^cvae.objective.num_samples=0"),
         ({"baseline": {"hidden": (32, 1.5)}}, r"baseline.hidden="),

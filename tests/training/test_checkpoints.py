@@ -12,7 +12,8 @@ import pytest
 from cvae_jax import parallel
 from cvae_jax.errors import UserError
 from cvae_jax.training import log as metrics
-from cvae_jax.training.checkpoints import KEEP, Checkpoints, write_atomically
+from cvae_jax.training.checkpoints import KEEP, Checkpoints
+from cvae_jax.training.files import write_atomically
 
 
 class State(NamedTuple):
@@ -188,13 +189,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def rows_of(stage, steps):
-    return [{"stage": stage, "step": step, "loss": step / 3} for step in steps]
+    return [{"stage": stage, "step": step, "seed": 0, "epoch": step // 10, "loss": step / 3} for step in steps]
 
 
 def write_rows(workdir, rows):
     for row in rows:
         log = metrics.Log(workdir, row["stage"], row["step"] - 1)
-        log.write(row["step"], {"loss": row["loss"]}, {"examples_per_second": 1.0})
+        log.write(row["step"], {name: row[name] for name in ("seed", "epoch", "loss")}, {"examples_per_second": 1.0})
         log.close()
 
 
@@ -220,7 +221,7 @@ def test_a_row_that_a_kill_cut_short_is_left_out(tmp_path, cut):
     path.write_text(path.read_text() + json.dumps(rows_of("baseline", [30])[0])[:-cut])
     assert metrics.read(tmp_path) == rows
     log = metrics.Log(tmp_path, "baseline", 20)
-    log.write(30, {"loss": 10.0}, {})
+    log.write(30, {"seed": 0, "epoch": 3, "loss": 10.0}, {})
     log.close()
     assert metrics.read(tmp_path) == rows_of("baseline", [10, 20, 30])
 

@@ -22,7 +22,8 @@ import cvae_jax
 from cvae_jax import errors, parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
-from cvae_jax.training import epochs, signals, step, workdir
+from cvae_jax.evaluation import Request, evaluate
+from cvae_jax.training import epochs, loop, signals, step, workdir
 from cvae_jax.training import log as metrics
 from cvae_jax.training.checkpoints import Checkpoints
 
@@ -335,7 +336,6 @@ def test_one_and_eight_devices_measure_the_same(small_run, tmp_path):
     ("key", "value"),
     [
         ("baseline.batch_size", 0),
-        ("baseline.batch_size", 2000),
         ("baseline.batch_size", 33),
         ("cvae.epochs", 0),
         ("cvae.steps_per_call", 0),
@@ -359,6 +359,32 @@ def test_values_that_cannot_be_are_refused_before_anything_is_written(key, value
     with pytest.raises(UserError, match=f"{key.removeprefix('cvae.')}={value!r}"):
         cvae_jax.train(small_config(**{key: value}), str(tmp_path / "workdir"))
     assert not (tmp_path / "workdir").exists()
+
+
+@pytest.mark.parametrize(("num_train", "size"), [(2000, 2000), (1999, 1998), (3, 2), (1, 2000)])
+def test_a_batch_holds_no_more_than_there_are(num_train, size, caplog):
+    """On two devices; a batch that cannot be divided between them is left for the settings' check to refuse."""
+    stage = load(small_config(**{"cvae.batch_size": 2000}))[0].stages[1]
+    loop.fit_batch_size(stage, num_train)
+    assert stage.settings.batch_size == size
+    line = f"cvae.batch_size=2000 is more than the {num_train} training examples: it is lowered to {size}"
+    assert caplog.messages == ([line] if size < 2000 else [])
+
+
+@pytest.mark.slow
+def test_own_images_of_any_kind_without_other_splits(tmp_path, caplog):
+    """Floats in train.npz are all that there is: a batch is what there is, and the validation split is measured."""
+    images = load(small_config())[1]["train"]["image"][:40] / 255
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "train.npz", image=images)
+    config = small_config(**{"data.source": "npz", "data.dir": str(tmp_path / "data"), "cvae.batch_size": 64})
+    config.baseline.epochs = config.cvae.epochs = 1
+    cvae_jax.train(config, str(tmp_path / "run"))
+    assert config.cvae.batch_size == 64 and "cvae.batch_size=64 is more than the 36 training examples" in caplog.text
+    assert cvae_jax.load(str(tmp_path / "run")).config.cvae.batch_size == 36
+    with pytest.raises(UserError, match=r"no split 'test', only train, valid; add it, or measure another with --split"):
+        evaluate([str(tmp_path / "run")])
+    assert "digits" in evaluate([str(tmp_path / "run")], Request(["elbo"], [5], split="valid"))
 
 
 @pytest.mark.slow
@@ -423,6 +449,50 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
         manifest.unlink()
     with pytest.raises(UserError, match="manifests"):
         cvae_jax.load(str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_seeds", "1"),
+        ("num_seeds", 1.0),
+        ("num_seeds", None),
+        ("num_seeds", -1),
+        ("seed", "0"),
+        ("seed", None),
+        ("seed", 2**31),
+        ("image_shape", None),
+        ("cvae.hidden", 5),
+        ("cvae.epochs", "4"),
+        ("cvae.epochs", None),
+        ("cvae.objective.beta", "x"),
+        ("cvae.objective.num_samples", None),
+        ("cvae.objective.free_bits", []),
+        ("cvae.objective.beta_steps", "x"),
+        ("cvae.optimizer.warmup_steps", None),
+        ("cvae.optimizer", 3),
+        ("cvae", None),
+        ("task", 7),
+        ("task", None),
+        ("a.b", {}),
+    ],
+)
+def test_a_config_of_wrong_types_is_one_line(small_run, tmp_path, key, value):
+    """Of an older version too, whose checkpoints do not know which config they are of."""
+    shutil.copytree(small_run, tmp_path / "run")
+    forget_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    section, _, last = ("", "", key) if key == "a.b" else key.rpartition(".")
+    inner = config
+    for name in section.split(".") if section else ():
+        inner = inner[name]
+    inner[last] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json") as refusal:
+        cvae_jax.load(str(tmp_path / "run"))
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
 
 
 @pytest.mark.slow

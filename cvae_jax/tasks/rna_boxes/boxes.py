@@ -6,6 +6,7 @@ top-right corner is the pair that closes it from outside. Multiloops and pseudok
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jax import Array
 from cvae_jax.errors import UserError
 
 TYPES = ("stem", "internal loop", "hairpin")
-STEM, INTERNAL, HAIRPIN = 1, 2, 3  # the codes of TYPES; 0 is no box
+CODES = STEM, INTERNAL, HAIRPIN = 1, 2, 3  # of TYPES; 0 is no box
+
+MAX_LEN = 2**15 - 1  # bases: boxes are int16
 
 FAR = 10  # offsets and sizes have a class each up to here, and one for all beyond
 
@@ -191,7 +194,7 @@ def _targets(boxes: Array, side: int) -> dict[str, Array]:
     columns = (i >= y0[None]) & (i < (y0 + wy)[None])
     table = jnp.concatenate([boxes, jnp.zeros_like(boxes[:1])])  # the last stands for no box
     on, location, scalar = [], [], []
-    for code in (STEM, INTERNAL, HAIRPIN):
+    for code in CODES:
         first = jnp.where(i < j, _first(rows & (kind == code)[None], columns), len(boxes))
         inside = first < len(boxes)
         _, top, left, height, width = jnp.moveaxis(table[first], -1, 0)
@@ -246,11 +249,23 @@ def boxes_from_targets(targets: dict[str, np.ndarray]) -> np.ndarray:
 
 def shared_pixels(boxes: np.ndarray) -> int:
     """Counts the pixels i < j that lie in more than one of the boxes, int [k, 5], of the same type."""
-    boxes = np.asarray(boxes).astype(int)
-    boxes = boxes[boxes[:, 0] > 0]
-    side = int((boxes[:, 1:3] + boxes[:, 3:]).max(initial=0))
-    cover = np.zeros((len(TYPES) + 1, side, side), np.int16)
-    for kind, x0, y0, wx, wy in boxes.tolist():
-        cover[kind, x0 : x0 + wx, y0 : y0 + wy] += 1
-    _, i, j = np.nonzero(cover > 1)
-    return int((i < j).sum())
+    return sum(
+        _shared(sorted(map(tuple, rows.tolist()))) for rows in (boxes[boxes[:, 0] == code, 1:] for code in CODES)
+    )
+
+
+def _shared(boxes: list[tuple[int, int, int, int]]) -> int:
+    """Counts these pixels of the boxes (x0, y0, wx, wy) of a type, in bands of rows in which no box begins or ends."""
+    edges = sorted({edge for x0, _, wx, _ in boxes for edge in (x0, x0 + wx)})
+    waiting, total = boxes[::-1], 0
+    inside: list[tuple[int, int, int, int]] = []
+    for top, bottom in itertools.pairwise(edges):
+        inside = [box for box in inside if box[0] + box[2] > top]
+        while waiting and waiting[-1][0] == top:
+            inside.append(waiting.pop())
+        if len(inside) > 1:
+            rows, columns = np.arange(top, bottom), [edge for _, y0, _, wy in inside for edge in (y0, y0 + wy)]
+            for left, right in itertools.pairwise(sorted(set(columns))):
+                if sum(y0 <= left < y0 + wy for _, y0, _, wy in inside) > 1:
+                    total += int(np.maximum(0, right - np.maximum(left, rows + 1)).sum())
+    return total

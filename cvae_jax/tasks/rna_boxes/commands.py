@@ -50,7 +50,7 @@ def _parser() -> Parser:
     make.add_argument("--max_len", type=int, default=100, help="bases of the longest")
     make.add_argument("--num_sample", type=int, default=10, help="structures of a sequence")
     make.add_argument("--energy_gap", type=float, help="kcal/mol: those within it, not samples of the ensemble")
-    convert = commands.add_parser("convert", help="a .csv table like ArchiveII, or a pickled one (never executed)")
+    convert = commands.add_parser("convert", help="a table as .csv, .csv.gz or .parquet, such as ArchiveII")
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("--max_len", type=int, default=0, help="leave longer sequences out")
     convert.add_argument("--family", default="", help="keep these alone: what precedes the first _ of an id")

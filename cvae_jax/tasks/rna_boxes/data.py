@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from cvae_jax.data.files import check_size
 from cvae_jax.errors import UserError
 from cvae_jax.task import Arrays, Splits
 from cvae_jax.tasks.rna_boxes import boxes, ensemble, files, tables
 from cvae_jax.tasks.rna_boxes.sequences import decode, encode
 
-MAX_LEN = 2**15 - 1  # boxes are int16
+MOST_STRUCTURES = 10_000  # of a sequence
 
 
 class Shares(NamedTuple):
@@ -84,8 +85,8 @@ def _check_numbers(
     """Raises a UserError for numbers of `make` that cannot be."""
     if num_seq < 1 or num_sample < 1 or seed < 0:
         raise UserError(f"num_seq={num_seq} and num_sample={num_sample} must be at least 1, seed={seed} at least 0")
-    if not 1 <= min_len <= max_len <= MAX_LEN:
-        raise UserError(f"min_len={min_len} and max_len={max_len} must be from 1 to {MAX_LEN}, in this order")
+    if not 1 <= min_len <= max_len <= boxes.MAX_LEN:
+        raise UserError(f"min_len={min_len} and max_len={max_len} must be from 1 to {boxes.MAX_LEN}, in this order")
     if energy_gap is not None and not 0 <= energy_gap < float("inf"):
         raise UserError(f"energy_gap={energy_gap} must be at least 0, in kcal/mol")
     # 4**15 are more than any memory holds
@@ -130,8 +131,14 @@ def _pack(sequences: list[np.ndarray], structures: Iterable[list[np.ndarray]], m
       structures: of each sequence.
       max_len: room for a sequence.
       num_sample: room for its structures.
+
+    Raises:
+      UserError: where that takes too much memory, or a structure has too many boxes.
     """
     number, room = len(sequences), boxes.max_boxes(max_len)
+    num_bytes = 2 * number * (max_len + 10 * num_sample * room)  # here, and once more in their splits
+    mend = "lower max_len, which leaves longer ones out, or num_sample"
+    check_size(f"{number} sequences with room for {num_sample} structures of {max_len} bases each", num_bytes, mend)
     sequence = np.zeros((number, max_len), np.int8)
     length = np.array([len(codes) for codes in sequences], np.int32)
     packed = np.zeros((number, num_sample, room, 5), np.int16)

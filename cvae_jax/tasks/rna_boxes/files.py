@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cvae_jax.data import npz
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, shortened
 from cvae_jax.task import Arrays, Splits
 from cvae_jax.tasks.rna_boxes import boxes, tables
 from cvae_jax.tasks.rna_boxes.sequences import LETTERS
@@ -83,7 +83,7 @@ def _checked(arrays: Arrays) -> Arrays:
     """Returns the arrays of a file in their dtypes, once all that the rest of the program relies on is checked."""
     axes = {"sequence": 2, "length": 1, "boxes": 4, "count": 1}
     if sorted(arrays) != sorted(axes):
-        raise UserError(f"the arrays are {', '.join(arrays)}, expected {', '.join(axes)}")
+        raise UserError(f"the arrays are {shortened(', '.join(arrays))}, expected {', '.join(axes)}")
     for name, number in axes.items():
         if arrays[name].ndim != number or arrays[name].dtype.kind not in "iu" or not arrays[name].size:
             raise UserError(

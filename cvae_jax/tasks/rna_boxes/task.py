@@ -19,6 +19,7 @@ from cvae_jax.data import batches
 from cvae_jax.errors import UserError
 from cvae_jax.networks.cvae import PRIORS
 from cvae_jax.networks.flax_model import flax_model
+from cvae_jax.settings import WIDTH, Choice, Real, Whole, Wholes, check
 from cvae_jax.task import Arrays, Batch, Buckets, Fitted, Grid, Metric, Plot, Spec, Task
 from cvae_jax.tasks.rna_boxes import boxes, data, folding, metrics
 from cvae_jax.tasks.rna_boxes.networks import HEADS, LATENTS, BoxNetworks, likelihood
@@ -239,29 +240,29 @@ def _boxes_of(structure: str, length: int) -> np.ndarray:
 def _check(config: ConfigDict) -> None:
     """Raises a UserError for the first key of the config that cannot be; names it."""
     settings, side = config.cvae, config.data.max_length
-    for key, value, known in (
-        ("network", settings.network, tuple(TOWERS)),
-        ("z", settings.z, tuple(LATENTS)),
-        ("prior", settings.prior, PRIORS),
-    ):
-        if value not in known:
-            raise UserError(f"cvae.{key}={value!r} is not known; choose from {', '.join(known)}")
-    for key, value, fits, must in (
-        ("structures", config.structures, config.structures >= 1, "at least 1"),
-        ("measure_samples", config.measure_samples, config.measure_samples >= 1, "at least 1"),
-        ("mask", config.mask, 0 <= config.mask <= 1, "between 0 and 1"),
-        ("data.max_length", side, side >= 2 and side % 2 == 0, "even, so that the upper triangle can be folded"),
-        ("data.max_length", side, side <= folding.LARGEST_SIDE, f"at most {folding.LARGEST_SIDE - 1}"),
-        ("data.num_sample", config.data.num_sample, config.data.num_sample >= 1, "at least 1"),
-        ("buckets", config.buckets, all(n > 0 and n % 2 == 0 for n in config.buckets), "even lengths above 0"),
-        ("cvae.width", settings.width, settings.width >= 1, "at least 1"),
-    ):
-        if not fits:
-            raise UserError(f"{key}={value} must be {must}")
-    for name in ("filters", "latent", "hidden", "decoder"):
-        widths = settings[name] if name == "filters" else (settings[name],)
-        if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
-            raise UserError(f"cvae.{name}={settings[name]} must be whole numbers of at least 1")
+    check(
+        config,
+        {
+            "structures": Whole(1, data.MOST_STRUCTURES),
+            "measure_samples": Whole(1),
+            "mask": Real(0, 1),
+            "data.max_length": Whole(2, folding.LARGEST_SIDE - 1),
+            "data.num_sample": Whole(1, data.MOST_STRUCTURES),
+            "cvae.network": Choice(TOWERS),
+            "cvae.z": Choice(LATENTS),
+            "cvae.prior": Choice(PRIORS),
+            "cvae.width": Whole(1, folding.LARGEST_SIDE),
+            "cvae.filters": Wholes(),
+            "cvae.latent": Whole(1, WIDTH),
+            "cvae.hidden": Whole(1, WIDTH),
+            "cvae.decoder": Whole(1, WIDTH),
+        },
+    )
+    if config.buckets not in ((), []):  # a list once it has been in config.json
+        check(config, {"buckets": Wholes(2, folding.LARGEST_SIDE)})
+    if side % 2 or any(limit % 2 for limit in config.buckets):
+        odd, value = ("data.max_length", side) if side % 2 else ("buckets", config.buckets)
+        raise UserError(f"{odd}={value} must be even, so that the upper triangle can be folded")
     if settings.z == "pixel" and settings.objective.free_bits:
         raise UserError("cvae.objective.free_bits would count padding for z='pixel'; leave it at 0.0")
     heads = AxialTower.HEADS

@@ -9,7 +9,8 @@ Row k of a CSV file, counted from 0 as frames are, is what a model is given when
 If no folder is named, videos are those of BAIR's robot that pushes things, from TensorFlow Datasets.
 """
 
-import csv
+import itertools
+import logging
 import math
 import pathlib
 from collections.abc import Sequence
@@ -19,12 +20,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from cvae_jax.data import tfds
-from cvae_jax.errors import UserError
+from cvae_jax.data import files, pictures, tfds
+from cvae_jax.errors import UserError, shortened
+from cvae_jax.settings import WIDTH, Whole, check
 from cvae_jax.task import Arrays, Splits
+
+LOGGER = logging.getLogger(__name__)
 
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
+MOST_FRAMES = 10_000  # of a video
+MOST_PIXELS = 4096  # on a side
 LARGEST = float(np.finfo(np.float32).max)
 
 BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
@@ -33,9 +39,8 @@ BAIR_TABLES = {"actions.csv": "action", "endeffector_positions.csv": "endeffecto
 
 def check_settings(settings: ConfigDict) -> None:
     """Raises a UserError for a number in a config's section `data` that cannot be."""
-    for key, least in (("num_frames", 1), ("size", 1), ("num_train", 0), ("num_columns", 0)):
-        if getattr(settings, key) < least:
-            raise UserError(f"data.{key}={getattr(settings, key)} must be at least {least}")
+    sizes = {"num_frames": Whole(1, MOST_FRAMES), "size": Whole(1, MOST_PIXELS), "num_columns": Whole(0, WIDTH)}
+    check(settings, {**sizes, "num_train": Whole()}, "data")
 
 
 def load(settings: ConfigDict) -> Splits:
@@ -45,7 +50,7 @@ def load(settings: ConfigDict) -> Splits:
       settings: `dir`, or "" for BAIR's; `num_train`, the first so many training videos, 0: all; `num_frames`, how many
         each video has; `size`, the height and width to which frames are reduced by averaging; `conditions`, the names
         of the CSV files whose columns stand side by side, and `num_columns`, how many these are together; `num_valid`,
-        how many training videos are held out where there is no "validate".
+        how many training videos are held out where there is no "validate", half of them at most.
 
     Returns:
       For each split `frames`, uint8 [n, num_frames, size, size, 3], `condition`, float32 [n, num_frames, columns], and
@@ -67,9 +72,9 @@ def load(settings: ConfigDict) -> Splits:
     videos["train"] = videos["train"][: settings.num_train or None]
     if "valid" not in videos:
         num_train = len(videos["train"])
-        _check_held_out(num_train, settings.num_valid)
+        num_valid = _held_out(num_train, settings.num_valid)
         order = np.random.Generator(np.random.Philox(0)).permutation(num_train).tolist()
-        valid, train = sorted(order[: settings.num_valid]), sorted(order[settings.num_valid :])
+        valid, train = sorted(order[:num_valid]), sorted(order[num_valid:])
         videos["train"], videos["valid"] = ([videos["train"][number] for number in rows] for rows in (train, valid))
     return {split: _with_other_condition(_stack(videos[split], split, settings)) for split in FOLDERS}
 
@@ -78,11 +83,17 @@ def _with_other_condition(arrays: Arrays) -> Arrays:
     return {**arrays, "other_condition": np.roll(arrays["condition"], 1, 0)}
 
 
-def _check_held_out(num_train: int, num_valid: int) -> None:
-    if not 0 < num_valid < num_train:
-        raise UserError(
-            f"data.num_valid={num_valid} must be between 1 and {num_train - 1}, to hold out of {num_train} videos"
-        )
+def _held_out(num_train: int, num_valid: int) -> int:
+    """Returns how many of the training videos are held out for validation: no more than half of them."""
+    if num_valid < 1:
+        raise UserError(f"data.num_valid={num_valid} must be at least 1")
+    if num_train < 2:
+        raise UserError(f"{num_train} training video leaves none to hold out for validation; add some")
+    most = num_train // 2
+    if num_valid > most:
+        message = "data.num_valid=%d is more than half of %d training videos: %d %s held out"
+        LOGGER.warning(message, num_valid, num_train, most, "is" if most == 1 else "are")
+    return min(num_valid, most)
 
 
 def _bair(settings: ConfigDict) -> Splits:
@@ -111,8 +122,7 @@ def _bair(settings: ConfigDict) -> Splits:
             condition[number] = columns[: settings.num_frames]
         halves[half] = {"frames": frames, "condition": condition}
     num_train = len(halves["train"]["frames"])
-    _check_held_out(num_train, settings.num_valid)
-    cut = num_train - settings.num_valid
+    cut = num_train - _held_out(num_train, settings.num_valid)
     return {  # the last for validation: slices, which are no copies
         "train": _with_other_condition({name: array[:cut] for name, array in halves["train"].items()}),
         "valid": _with_other_condition({name: array[cut:] for name, array in halves["train"].items()}),
@@ -154,14 +164,11 @@ def read_frames(folder: pathlib.Path, num_frames: int, size: int) -> np.ndarray:
     for number in range(num_frames):
         path = folder / f"{number}.png"
         try:
-            with Image.open(path) as image:
-                frame = image.convert("RGB")
+            frame = pictures.read(path)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing, the config expects {num_frames} frames; complete the video, or set data.num_frames"
             ) from None
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-            raise UserError(f"{path} is no readable image ({error}); write it again") from None
         first = first or frame.size
         if frame.size != first:
             raise UserError(
@@ -183,17 +190,13 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
     Raises:
       UserError: for a missing file, fewer rows, rows of different lengths, or what is no finite number.
     """
-    try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; put it there, or leave its name out of data.conditions") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no readable CSV file ({error}); write it again") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing; put it there, or leave its name out of data.conditions")
+    rows = list(itertools.islice(files.rows(path), num_frames))
     if len(rows) < num_frames:
         raise UserError(f"{path} has {len(rows)} rows for {num_frames} frames; add what is missing, a row a frame")
     table = np.zeros((num_frames, len(rows[0])), np.float32)
-    for number, row in enumerate(rows[:num_frames]):
+    for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise UserError(f"{path}, row {number + 1}: {len(row)} columns where the first row has {len(rows[0])}")
         for column, word in enumerate(row):
@@ -201,10 +204,11 @@ def read_table(path: pathlib.Path, num_frames: int) -> np.ndarray:
                 value = float(word)
             except ValueError:
                 raise UserError(
-                    f"{path}, row {number + 1}: {word!r} is no number; rows are numbers and commas, without a heading"
+                    f"{path}, row {number + 1}: {shortened(repr(word), 40)} is no number; rows are numbers and commas, "
+                    "without a heading"
                 ) from None
             if math.isfinite(value) and abs(value) <= LARGEST:
                 table[number, column] = value
             else:
-                raise UserError(f"{path}, row {number + 1}: {word!r} is not finite")
+                raise UserError(f"{path}, row {number + 1}: {shortened(repr(word), 40)} is not finite")
     return table

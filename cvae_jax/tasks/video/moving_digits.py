@@ -13,6 +13,7 @@ from PIL import Image
 
 from cvae_jax.data import digits, mnist
 from cvae_jax.errors import UserError
+from cvae_jax.settings import Whole, check
 from cvae_jax.task import Splits
 
 Pair = tuple[Array, Array]
@@ -36,9 +37,7 @@ def load(settings: ConfigDict) -> Splits:
     """
     if settings.of not in SOURCES:
         raise UserError(f"data.of={settings.of!r} is not known; choose from {', '.join(SOURCES)}")
-    for key, value in (("num_digits", settings.num_digits), ("digit_size", settings.digit_size)):
-        if value < 1:
-            raise UserError(f"data.{key}={value} must be at least 1")
+    check(settings, {"num_digits": Whole(1, 100), "digit_size": Whole(1, 4096)}, "data")
     splits = {}
     for split, arrays in SOURCES[settings.of](settings).items():
         shape = (settings.digit_size, settings.digit_size)

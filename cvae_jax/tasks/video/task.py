@@ -24,6 +24,7 @@ from cvae_jax.errors import UserError
 from cvae_jax.keys import substream
 from cvae_jax.networks.flax_model import flax_model
 from cvae_jax.objectives import Draws
+from cvae_jax.settings import WIDTH, Choice, Whole, check
 from cvae_jax.task import Arrays, Batch, Fitted, Grid, Metric, Plot, PyTree, Spec, Stage, Task
 from cvae_jax.tasks.video import figures, folders, metrics, moving_digits
 from cvae_jax.tasks.video.frames import NETWORKS, SMALLEST, widths
@@ -256,41 +257,38 @@ def _check(config: ConfigDict) -> None:
     settings, data = config.cvae, config.data
     if data.source not in Video.sources:
         raise UserError(f"data.source={data.source!r} is no source of videos; choose from {', '.join(Video.sources)}")
-    for key, value, known in (
-        ("cvae.network", settings.network, tuple(NETWORKS)),
-        ("cvae.prior", settings.prior, ("fixed", "learned")),
-        ("cvae.precision", settings.precision, ("float32", "bfloat16")),
-        ("measure_given", config.measure_given, GIVEN),
-    ):
-        if value not in known:
-            raise UserError(f"{key}={value!r} is not known; choose from {', '.join(known)}")
-    for key, value, least in (
-        ("num_past", config.num_past, 1),
-        ("num_future", config.num_future, 1),
-        ("measure_future", config.measure_future, 1),
-        ("measure_samples", config.measure_samples, 1),
-        ("cvae.width", settings.width, 1),
-        ("cvae.features", settings.features, 1),
-        ("cvae.latent", settings.latent, 0),
-        ("cvae.hidden", settings.hidden, 1),
-        ("cvae.predictor_layers", settings.predictor_layers, 1),
-    ):
-        if value < least:
-            raise UserError(f"{key}={value} must be at least {least}")
+    check(
+        config,
+        {
+            "cvae.network": Choice(NETWORKS),
+            "cvae.prior": Choice(("fixed", "learned")),
+            "cvae.precision": Choice(("float32", "bfloat16")),
+            "cvae.width": Whole(1, WIDTH),
+            "cvae.features": Whole(1, WIDTH),
+            "cvae.latent": Whole(0, WIDTH),
+            "cvae.hidden": Whole(1, WIDTH),
+            "cvae.predictor_layers": Whole(1, 100),
+            "num_past": Whole(1, folders.MOST_FRAMES),
+            "num_future": Whole(1, folders.MOST_FRAMES),
+            "measure_future": Whole(1, folders.MOST_FRAMES),
+            "measure_samples": Whole(1),
+            "measure_given": Choice(GIVEN),
+        },
+    )
+    check(settings.objective, objectives.KINDS, "cvae.objective")
     if settings.latent and config.num_past > 1 and not objectives.trains_recognition(settings.objective):
         raise UserError(
             f"cvae.objective.name={settings.objective.name!r} does not train the recognition network, which past "
             "frames' z come from; set num_past=1, cvae.latent=0, or another objective"
         )
+    check(data, {"size": Whole(most=folders.MOST_PIXELS)}, "data")
     if data.size < 4 * SMALLEST or data.size & (data.size - 1):
         raise UserError(f"data.size={data.size} must be a power of 2, of at least {4 * SMALLEST}")
     if data.source == "videos":
         folders.check_settings(data)
         _check_length(config, "num_future")
-    elif not 0 < data.digit_size < data.size:
-        raise UserError(f"data.digit_size={data.digit_size} must be between 1 and {data.size - 1}, below data.size")
-    elif data.max_speed < 1:
-        raise UserError(f"data.max_speed={data.max_speed} must be at least 1")
+    else:
+        check(data, {"max_speed": Whole(1), "digit_size": Whole(1, data.size - 1)}, "data")
 
 
 def _check_length(config: ConfigDict, future: str) -> None:

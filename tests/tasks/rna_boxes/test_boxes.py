@@ -281,6 +281,17 @@ def test_pairs_of_no_stem():
     assert boxes.pairs_of(np.array([(HAIRPIN, 1, 1, 5, 5), (0, 0, 0, 0, 0)])).shape == (0, 2)
 
 
+def test_shared_pixels_of_any_boxes():
+    """Counted pixel by pixel, in boxes that lie over each other as no structure's do."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = np.concatenate([rng.integers(0, 4, (9, 1)), rng.integers(0, 8, (9, 2)), rng.integers(1, 9, (9, 2))], 1)
+        cover = np.zeros((4, 16, 16), int)
+        for kind, x0, y0, wx, wy in rows:
+            cover[kind, x0 : x0 + wx, y0 : y0 + wy] += 1
+        assert boxes.shared_pixels(rows) == (np.triu(cover[1:], 1) > 1).sum()
+
+
 def test_shared_pixels(structures):
     def by_hand(structure):
         return boxes.shared_pixels(boxes.boxes_of(boxes.parse(structure)[0]))

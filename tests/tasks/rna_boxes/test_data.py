@@ -12,7 +12,6 @@ from cvae_jax.errors import UserError
 from cvae_jax.tasks.rna_boxes import boxes, ensemble
 from cvae_jax.tasks.rna_boxes import data as rna
 from cvae_jax.tasks.rna_boxes import files as rna_files
-from cvae_jax.tasks.rna_boxes import tables as rna_tables
 from cvae_jax.tasks.rna_boxes.data import Shares
 
 PROGRAM = r"python -m cvae_jax rna_boxes"
@@ -184,9 +183,8 @@ def test_pickles_are_refused(tmp_path, name):
     for function, path in (
         (rna.load, settings(tmp_path / name)),
         (rna.load, settings(tmp_path)),
-        (rna_tables.read_archive, tmp_path / name),
     ):
-        with pytest.raises(UserError, match=rf"{name} is a pickle, .* {PROGRAM} convert "):
+        with pytest.raises(UserError, match=rf"{name} is a pickle, .* {PROGRAM} convert"):
             function(path)
 
 
@@ -279,5 +277,5 @@ def test_commands_that_fail(tmp_path, splits):
     assert "--max_len=-5 and --num_sample=0 must be at least 0" in command(
         "convert", tmp_path / "none.csv", "--max_len=-5", "--out", tmp_path / "a"
     )
-    assert "neither a .csv" in command("convert", tmp_path / "none.txt", "--out", tmp_path / "a")
+    assert "neither .csv" in command("convert", tmp_path / "none.txt", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()

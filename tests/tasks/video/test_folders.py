@@ -1,7 +1,10 @@
 """Videos in folders: what is read, and what is refused."""
 
+import os
 import re
+import struct
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -65,6 +68,12 @@ def test_validation_is_held_out_of_training_where_there_is_none(folder):
     np.testing.assert_array_equal(splits["valid"]["frames"], again["valid"]["frames"])
 
 
+def test_no_more_than_half_is_held_out(folder, caplog):
+    splits = videos.load(settings(folder, num_valid=10))
+    assert [len(splits[split]["frames"]) for split in ("train", "valid", "test")] == [2, 1, 1]
+    assert caplog.messages == ["data.num_valid=10 is more than half of 3 training videos: 1 is held out"]
+
+
 def test_palettes_and_grey_frames_are_colours(folder):
     with Image.open(folder / "test/c/0/1.png") as image:
         frame = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=3)
@@ -74,6 +83,61 @@ def test_palettes_and_grey_frames_are_colours(folder):
     np.testing.assert_array_equal(test["frames"][0, 1], np.asarray(frame.convert("RGB")))
     assert (test["frames"][0, 2] == 7).all()
     assert test["condition"].shape == (1, 3, 0)
+
+
+def test_frames_of_16_bits_are_scaled_to_8(folder):
+    """65535 is white, as 255 is: every value v becomes the nearest whole number to v / 257."""
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    Image.fromarray(values).save(folder / "test/c/0/0.png")
+    test = videos.load(settings(folder, size=8))["test"]
+    np.testing.assert_array_equal(test["frames"][0, 0], np.rint(values / 257)[..., None].repeat(3, -1))
+
+
+def refused(folder, frame):
+    """The line with which a folder is refused whose frame 1.png holds these bytes."""
+    (folder / "test/c/0/1.png").write_bytes(frame)
+    with pytest.raises(UserError) as refusal:
+        videos.load(settings(folder, size=8))
+    line = str(refusal.value)
+    assert (
+        f"{folder}/test/c/0/1.png is no PNG image" in line and "\n" not in line and len(line) < 400 + len(str(folder))
+    )
+    return line
+
+
+def test_nothing_but_png_is_opened(folder, monkeypatch, tmp_path):
+    """PostScript would be executed, by Ghostscript; here a stand-in notes that it was called."""
+    called, stand_in = tmp_path / "called", tmp_path / "bin" / "gs"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\ntouch {called}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(stand_in.parent), prepend=os.pathsep)
+    refused(folder, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    assert not called.exists()
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "floats.tiff")
+    assert "floats in [0, 1] times 255" in refused(folder, (tmp_path / "floats.tiff").read_bytes())
+
+
+def png(width, height, rows=b"", colour=0):
+    """The bytes of a PNG that says it is of that size, 8 bits a channel."""
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("side", [5_000, 12_000, 20_000, 2**31 - 1])
+def test_large_frames_are_refused_before_they_are_decoded(folder, side):
+    """Pillow would warn of some, and raise what is neither OSError nor ValueError for others."""
+    refused(folder, png(side, side))
+
+
+def test_a_damaged_png(folder):
+    whole = (folder / "test/c/0/1.png").read_bytes()
+    refused(folder, whole[:60])
+    refused(folder, whole.replace(b"IDAT", b"IDAX"))
 
 
 def remove(name):
@@ -93,8 +157,8 @@ def resize(folder, height=8, width=10):
     [
         (remove("1.png"), {}, "c/0/1.png is missing, the config expects 3 frames; complete the video"),
         (remove("actions.csv"), {}, "c/0/actions.csv is missing; put it there, or leave its name out"),
-        (rewrite("1.png", "no image"), {}, "c/0/1.png is no readable image"),
-        (rewrite("1.png", ""), {}, "c/0/1.png is no readable image"),
+        (rewrite("1.png", "no image"), {}, "c/0/1.png is no PNG image"),
+        (rewrite("1.png", ""), {}, "c/0/1.png is no PNG image"),
         (resize, {}, "c/0/2.png is 10 pixels wide and 8 high, 0.png 8 and 8; make the frames of"),
         (lambda folder: resize(folder, 16, 16), {}, "c/0/2.png is 16 pixels wide and 16 high, 0.png 8 and 8"),
         (rewrite("actions.csv", "1,2\n3,4\n"), {}, "c/0/actions.csv has 2 rows for 3 frames; add what is missing"),
@@ -103,6 +167,11 @@ def resize(folder, height=8, width=10):
             rewrite("actions.csv", "1,2\n3,4\nleft,6\n"),
             {},
             "c/0/actions.csv, row 3: 'left' is no number; rows are numbers",
+        ),
+        (
+            rewrite("actions.csv", "1,2\n3,4\n5," + "x" * 10**6),
+            {},
+            f"actions.csv, row 3: '{'x' * 36}... is no number; rows are",
         ),
         (rewrite("actions.csv", "1,2\n3,4\n5,nan\n"), {}, "c/0/actions.csv, row 3: 'nan' is not finite"),
         (
@@ -116,7 +185,8 @@ def resize(folder, height=8, width=10):
             {"size": 3},
             "0.png is 8 pixels wide and 8 high, the config expects squares of a multiple of 3",
         ),
-        (lambda folder: None, {"num_valid": 3}, "data.num_valid=3 must be between 1 and 2"),
+        (lambda folder: None, {"num_valid": 0}, "data.num_valid=0 must be at least 1"),
+        (lambda folder: None, {"num_train": 1}, "1 training video leaves none to hold out for validation"),
         (lambda folder: None, {"dir": "/nowhere"}, "data.dir='/nowhere' is not a folder"),
         (lambda folder: (folder / "test").rename(folder / "tests"), {}, "test holds no video"),
         (lambda folder: (folder / "validate").mkdir(), {}, "validate holds no video"),

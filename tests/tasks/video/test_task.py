@@ -594,7 +594,7 @@ def test_frames_of_no_size(config, expected, tmp_path):
 
 
 def test_sizes_of_digits_that_cannot_be():
-    for key, value, expected in (("digit_size", 16, "must be between 1 and 15"), ("max_speed", 0, "at least 1")):
+    for key, value, expected in (("digit_size", 16, "must be at most 15"), ("max_speed", 0, "at least 1")):
         config = smoke()
         config.data[key] = value
         with pytest.raises(UserError, match=expected):
