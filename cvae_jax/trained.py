@@ -106,6 +106,9 @@ class TrainedModel:
     def interpolate(self, x: Any, y: Any, other_y: Any, num_steps: int, stage: str | None = None) -> PyTree:
         """Returns E[y|x,z] along the straight line from the z of `y` to that of `other_y`, see `encode`.
 
+        A model that predicts step by step, such as that of videos, goes on from its own predictions here, and from
+        the true y in `reconstruct`.
+
         Args:
           x: what the task observes, the same all along the line.
           y: where the lines begin, [batch, ...].
