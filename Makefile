@@ -12,10 +12,10 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: $(VENV)/installed
 	for quadrants in 1 2 3; do \
-	  $(BIN)/python train.py --config=configs/digits_quadrants.py:$$quadrants --workdir=runs/demo_$$quadrants || exit 1; \
+	  $(BIN)/python train.py --config=configs/glyphs_quadrants.py:$$quadrants --workdir=runs/demo_$$quadrants || exit 1; \
 	done
 	$(BIN)/python eval.py --workdir=runs/demo_1 --workdir=runs/demo_2 --workdir=runs/demo_3 \
-	  --estimator=elbo,mc,is --num_samples=1000 --output=runs/demo
+	  --estimator=elbo,mc,is --num_samples=1000 --num_examples=500 --output=runs/demo
 	@echo
 	@echo "the table: runs/demo/results.md; samples: runs/demo/samples_demo_1.png; training: runs/demo_1/figures/"
 	@echo "to go on:  source $(VENV)/bin/activate"

@@ -1,9 +1,11 @@
-"""The quadrants of MNIST on the digits inside scikit-learn: offline, a model a column in half a minute on 2 cores.
+"""The quadrants of MNIST on the 8x8 digits inside scikit-learn: offline, in half a minute on 2 cores.
 
 python train.py --config=configs/digits_quadrants.py:1 --workdir=runs/digits_1
 python eval.py --workdir=runs/digits_1
 
-The number is that of observed quadrants: 1, 2 or 3. Variant: `:1,smoke` is the same in fewer epochs.
+The number is that of observed quadrants: 1, 2 or 3. Expect -log p(y|x) of 15.9 / 10.3 / 5.0 nats by importance
+sampling, and gains of 1.0 / 0.5 / 0.1 nats over the baseline. Of these 0.4 / 0.3 / 0.1 are due to the network and not
+to z, as --config.control=True shows: docs/results/glyphs.md. Variant: `:1,smoke` is the same in fewer epochs.
 """
 
 from ml_collections import ConfigDict
@@ -19,10 +21,14 @@ def get_config(variant: str = "1") -> ConfigDict:
     config.name = "digits_quadrants"
     on_digits(config)
     for stage in (config.baseline, config.cvae):
-        stage.update(batch_size=32, hidden=(128, 128), epochs=100, patience=10, averaging=0.99, checkpoint_every=20)
-    config.cvae.update(latent=16, figure_every=20)
+        stage.update(batch_size=32, averaging=0.99, checkpoint_every=20)
+    config.baseline.update(hidden=(128, 128), epochs=100, patience=10)
+    config.cvae.update(network="residual", hidden=(64,), latent=16, epochs=60, patience=0, figure_every=20)
+    config.cvae.objective.update(name="iwae", num_samples=5, beta_schedule="linear", beta_steps=800)
+    config.cvae.optimizer.update(learning_rate=2e-3, weight_decay=1.0)
     if "smoke" in options:
         config.measure_num_samples = 100
+        config.cvae.objective.beta_steps = 40
         for stage in (config.baseline, config.cvae):
             stage.update(epochs=4, checkpoint_every=1)
     return config

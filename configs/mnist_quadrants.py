@@ -20,6 +20,7 @@ def get_config(variant: str = "1") -> ConfigDict:
     config = experiment("mnist_quadrants", "quadrants")
     config.quadrants = int(quadrants)
     config.targets = "grey"  # or "threshold" (at 0.5), or "dynamic" (Bernoulli, drawn anew each time)
+    config.control = False  # True: the CVAE's network without z is trained too, with the settings of `cvae`
     config.image_shape = (28, 28)
     config.data = mnist()
     cosine = {"schedule": "cosine", "learning_rate": 1e-3}
@@ -39,10 +40,13 @@ def get_config(variant: str = "1") -> ConfigDict:
         config.cvae.update(network="residual", hidden=(512,), latent=64, epochs=30, patience=5, figure_every=10)
         config.cvae.objective.update(name="iwae", num_samples=5)
         config.cvae.optimizer.update(warmup_steps=500, clip_norm=5.0, weight_decay=0.1)
+        if config.quadrants == 3:  # where little is left to tell, q(z|x,y) would collapse onto p(z|x) from the start
+            config.cvae.objective.update(beta_schedule="linear", beta_steps=2000)
     if "smoke" in options:
         config.measure_num_samples = 100
         on_digits(config)
         config.baseline.update(epochs=3, hidden=(32, 32))
         config.cvae.update(epochs=4, hidden=(32,), latent=8, figure_every=2)
         config.cvae.optimizer.warmup_steps = 0
+        config.cvae.objective.beta_steps = min(config.cvae.objective.beta_steps, 10)
     return config

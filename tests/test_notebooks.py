@@ -17,6 +17,6 @@ def test_notebook(path, tmp_path, monkeypatch, capsys):
     names: dict = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace("epochs = 30", "epochs = 3")
+            source = "".join(cell["source"]).replace("epochs = 10", "epochs = 4")
             exec(compile(source, f"{path.name}: {source.splitlines()[0]}", "exec"), names)
     assert "gain of" in capsys.readouterr().out

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvae_jax.data import digits, images, mnist, npz
+from cvae_jax.data import digits, glyphs, images, mnist, npz
 from cvae_jax.errors import UserError, shortened
 from cvae_jax.task import Arrays, Source, Spec, Splits, Task
 
 # Sources that every task has, beside its own `Task.sources`.
-SHARED: Mapping[str, Source] = MappingProxyType({"digits": digits.load, "mnist": mnist.load, "npz": npz.load})
+SHARED: Mapping[str, Source] = MappingProxyType(
+    {"digits": digits.load, "glyphs": glyphs.load, "mnist": mnist.load, "npz": npz.load}
+)
 
 ROWS_AT_ONCE = 4096  # of which statistics are computed at a time, in float64
 

@@ -253,7 +253,9 @@ def _write(findings: Findings, text: str, folder: pathlib.Path) -> None:
     """Writes results.md, results.json and examples.json."""
     write_atomically(folder / "results.md", text)
     summaries = {
-        "likelihoods": [tables.summary(row) | tables.gain(row, findings.results) for row in findings.results],
+        "likelihoods": [
+            {**tables.summary(row), "gains": tables.gains(row, findings.results)} for row in findings.results
+        ],
         "simulated": [tables.summary(row) for row in findings.simulated],
         "latent_code": tables.plain(findings.codes),
         "task_measures": [measured.summary() for measured in findings.measured],

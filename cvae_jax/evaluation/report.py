@@ -193,7 +193,7 @@ def text(findings: Findings, settings: Ais) -> str:
     if simulated:
         parts += [
             "## On y drawn from each model itself",
-            tables.table(simulated, gains=False),
+            tables.table(simulated, with_gains=False),
             "Bidirectional Monte Carlo: -log p(y|x) lies between minus the upper and minus the lower bound, up to "
             "their MC errors. So the truth is known as well as they are close, on y that this model holds likely, and "
             "an estimator that lies outside by more than its errors is wrong. "
@@ -211,7 +211,7 @@ def text(findings: Findings, settings: Ais) -> str:
 
 def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[str]:
     """Returns what the figures of the table mean."""
-    compared = any(tables.reference(result, results) is not None for result in results)
+    compared = any(tables.rivals(result, results) for result in results)
     protocols = "; ".join(sorted({result.protocol for result in results or everything}))
     counts = sorted({len(result.estimates[0].value) for result in everything})
     clusters = {len(np.unique(result.clusters)) for result in everything if result.clusters is not None}

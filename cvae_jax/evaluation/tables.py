@@ -51,23 +51,28 @@ def flagged(result: Result) -> float:
 NEAREST = ("exact", "ais", "defensive", "jackknife", "is", "mc")
 
 
-def reference(result: Result, results: Sequence[Result]) -> Result | None:
-    """Returns what a result is compared with: the column's first model, by the same estimator where it has it.
+def rivals(result: Result, results: Sequence[Result]) -> list[Result]:
+    """Returns what a result is compared with: the column's first model, and those trained before it in its own run.
 
-    Otherwise it is by the nearest to the truth, with the most samples; an ELBO's, which is below log p(y|x), only by an
-    exact one. None where the result is of that model itself, or where that model has none of these.
+    Each is by the same estimator where it has that, otherwise by the nearest to the truth, with the most samples; an
+    ELBO's, which is below log p(y|x), only by an exact one. A model that has none of these is left out.
     """
     column = [row for row in results if row.column == result.column]
-    if (result.workdir, result.model) == (column[0].workdir, column[0].model):
-        return None
-    first = [row for row in column if (row.workdir, row.model) == (column[0].workdir, column[0].model)]
+    models = dict.fromkeys((row.workdir, row.model) for row in column)
+    own = (result.workdir, result.model)
+    before = [model for model in list(models)[: list(models).index(own)] if model[0] == own[0]]
     allowed = [result.estimator, *(NEAREST if result.estimator in NEAREST else NEAREST[:1])]
 
     def distance(row: Result) -> tuple[bool, int, int]:
         alike = (row.estimator, row.num_samples) == (result.estimator, result.num_samples)
         return not alike, allowed.index(row.estimator), -row.num_samples
 
-    return min((row for row in first if row.estimator in allowed), key=distance, default=None)
+    nearest = []
+    for model in dict.fromkeys([next(iter(models)), *before]):
+        rows = [row for row in column if (row.workdir, row.model) == model and row.estimator in allowed]
+        if model != own and rows:
+            nearest.append(min(rows, key=distance))
+    return nearest
 
 
 def named(rival: Result, result: Result) -> str:
@@ -120,23 +125,23 @@ def _credible(mean: Mean) -> bool:
     return not mean.unreliable and not math.isnan(mean.error)
 
 
-def gain(result: Result, results: Sequence[Result]) -> dict[str, Any]:
-    """Returns what a result gains over its reference, as numbers; {} where it has none."""
-    rival = reference(result, results)
-    if rival is None:
-        return {}
-    mean, of_seeds = gain_of(result, rival)
-    return plain(
-        {
-            "reference": f"{rival.model}, {rival.estimator} {rival.num_samples}",
-            "gain": mean.value,
-            "gain_standard_error": mean.standard_error,
-            "gain_monte_carlo_error": mean.error,
-            "gain_bias": mean.bias,
-            "gain_monte_carlo_error_and_bias_are_credible": _credible(mean),
-            "gain_deviation_over_seeds": of_seeds,
-        }
-    )
+def gains(result: Result, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Returns what a result gains over each of its rivals, as numbers."""
+    rows = []
+    for rival in rivals(result, results):
+        mean, of_seeds = gain_of(result, rival)
+        rows.append(
+            {
+                "over": f"{rival.model}, {rival.estimator} {rival.num_samples}",
+                "gain": mean.value,
+                "standard_error": mean.standard_error,
+                "monte_carlo_error": mean.error,
+                "bias": mean.bias,
+                "monte_carlo_error_and_bias_are_credible": _credible(mean),
+                "deviation_over_seeds": of_seeds,
+            }
+        )
+    return plain(rows)
 
 
 def examples(result: Result) -> list[dict[str, Any]]:
@@ -170,7 +175,7 @@ def plain(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def table(results: Sequence[Result], gains: bool = True) -> str:
+def table(results: Sequence[Result], with_gains: bool = True) -> str:
     """Lays out rows of models and estimators, columns of tasks, in Markdown; below them what they gain."""
     columns = sorted({result.column for result in results})
     cells = {(result.model, result.estimator, result.num_samples, result.column): result for result in results}
@@ -180,11 +185,12 @@ def table(results: Sequence[Result], gains: bool = True) -> str:
         own = [cells.get((*row, column)) for column in columns]
         lines.append([*row[:2], f"{row[2]:,}", *("" if cell is None else _cell(cell) for cell in own)])
         for place, cell in enumerate(own):
-            rival = None if cell is None else reference(cell, results)
-            if cell is not None and rival is not None:
+            if cell is None:
+                continue
+            for rival in rivals(cell, results):
                 heading = f"gain of {row[0]} over {named(rival, cell)}", row[1], f"{row[2]:,}"
                 gained.setdefault(heading, [""] * len(columns))[place] = with_errors(*gain_of(cell, rival))
-    below = [[*heading, *differences] for heading, differences in gained.items()] if gains else []
+    below = [[*heading, *differences] for heading, differences in gained.items()] if with_gains else []
     return "\n".join(markdown([*lines, *below]))
 
 

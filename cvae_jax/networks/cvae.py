@@ -161,6 +161,36 @@ class TwoLayerCVAE(nn.Module):
         return draw_latent(bounded_normal(*jnp.split(prior, 2, -1)), posterior, keys, proposal, z)
 
 
+class TwoLayerControl(nn.Module):
+    """What is left of a TwoLayerCVAE without z: the residual networks from x to the outputs, with no latent layer.
+
+    Attributes:
+      width: of all layers.
+      outputs: size of what it gives.
+    """
+
+    width: int
+    outputs: int
+
+    def setup(self) -> None:
+        self.x_net = ResidualMLP(self.width)
+        self.generation_x = nn.Dense(self.width)
+        self.generation_norm = nn.LayerNorm()
+        self.generation_block = ResidualBlock()
+        self.generation_out = nn.Dense(self.outputs, kernel_init=SMALL_INIT)
+
+    def encode(self, x: Array, y: Array | None, train: Train | None) -> Array:
+        """Returns the outputs [batch, outputs] for x, [batch, features], about 0."""
+        state = self.generation_block(self.generation_x(self.x_net(x)))
+        return self.generation_out(nn.gelu(self.generation_norm(state)))
+
+    def decode(
+        self, encoding: Array, keys: Array, proposal: Proposal, z: PyTree, train: Train | None
+    ) -> tuple[tuple[()], Array]:
+        """Returns no latent layer, and the outputs."""
+        return (), encoding
+
+
 def check_widths(section: str, settings: ConfigDict) -> None:
     """Raises a UserError where a stage's `hidden`, or its `latent` if it has one, is no size of a layer."""
     check(settings, {"hidden": Wholes(), **({"latent": Whole(1, WIDTH)} if "latent" in settings else {})}, section)

@@ -14,7 +14,7 @@ from cvae_jax import inference, objectives
 from cvae_jax.data import images
 from cvae_jax.distributions import Bernoulli, Latent, draw_latent
 from cvae_jax.errors import UserError
-from cvae_jax.networks.cvae import check_widths, two_layers
+from cvae_jax.networks.cvae import TwoLayerControl, check_widths, two_layers
 from cvae_jax.networks.flax_model import flax_model, given
 from cvae_jax.networks.mlp import MLP, GaussianMLP
 from cvae_jax.settings import Choice, check
@@ -99,8 +99,11 @@ class PlainCVAE(nn.Module):
         return (layer,), self.generation_net(layer.z)
 
 
-def make_models(config: ConfigDict, shape: tuple[int, int]) -> tuple[Model, Model]:
-    """Makes the baseline, and the CVAE of the network that `config.cvae.network` names.
+def make_models(config: ConfigDict, shape: tuple[int, int]) -> dict[str, Model]:
+    """Makes the baseline, the CVAE of the network that `config.cvae.network` names, and its control.
+
+    The control is what is left of the CVAE without z: of the residual networks, those from x to p(y|x,z); of the plain
+    ones the generation network, which then sees what the prior network does, the image completed by the baseline.
 
     Raises:
       UserError: for networks that cannot be.
@@ -126,26 +129,37 @@ def make_models(config: ConfigDict, shape: tuple[int, int]) -> tuple[Model, Mode
         whole = None if batch.y is None else merged(batch.x, batch.weight, batch.y)
         return merged(batch.x, batch.weight, guess), whole
 
+    networks: nn.Module
+    control: nn.Module
     if config.cvae.network == "residual":
-        return baseline, flax_model(two_layers(config.cvae, pixels), likelihood, centred)
-    networks = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent)
-    return baseline, flax_model(networks, likelihood, completed)
+        networks, inputs = two_layers(config.cvae, pixels), centred
+        control = TwoLayerControl(networks.width, pixels)
+    else:
+        networks, inputs = PlainCVAE(pixels, config.cvae.hidden, config.cvae.latent), completed
+        control = Baseline(config.cvae.hidden, pixels)
+    return {
+        "baseline": baseline,
+        "control": flax_model(control, likelihood, inputs),
+        "cvae": flax_model(networks, likelihood, inputs),
+    }
 
 
 class Quadrants(Task):
-    """The task that configs/mnist_quadrants.py and configs/digits_quadrants.py describe."""
+    """The task that configs/mnist_quadrants.py, glyphs_quadrants.py and digits_quadrants.py describe."""
 
     def __init__(self, config: ConfigDict, spec: Spec):
         self.shape, self.targets = images.check_settings(config), config.targets
         self.observed = observed_quadrants(config.quadrants, self.shape)
-        baseline, cvae = make_models(config, self.shape)
+        models = make_models(config, self.shape)
         self.title = f"{config.quadrants} quadrant{'s' * (config.quadrants > 1)}"
         self.protocol = images.TARGETS[config.targets]
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
-        self.stages = (
-            objectives.stage("baseline", baseline, config.baseline),
-            objectives.stage("cvae", cvae, config.cvae),
-        )
+        stages = {name: objectives.stage(name, models[name], config[name]) for name in ("baseline", "cvae")}
+        # Trained as the CVAE is, without the figures of its epochs.
+        settings = config.cvae.copy_and_resolve_references()
+        settings.figure_every = 0
+        control = [objectives.stage("control", models["control"], settings)] if config.get("control", False) else []
+        self.stages = (stages["baseline"], *control, stages["cvae"])
 
     def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
         """Returns images, of which x has the observed quadrants."""
@@ -166,7 +180,7 @@ class Quadrants(Task):
         return self._observe(x, y, jnp.arange(len(x)), jnp.ones(len(x)))
 
     def sample_grid(self, batch: Batch, samples: dict[str, PyTree]) -> Grid:
-        """Returns columns as in the paper's figure: input, truth, the baseline's guess, samples of the CVAE."""
+        """Returns columns as in the paper's figure: input, truth, guesses without z, samples of the CVAE."""
         hidden = np.where(np.asarray(batch.weight) > 0, np.nan, 1.0)
         columns = {"input": np.asarray(batch.x) * hidden}
         if batch.y is not None:

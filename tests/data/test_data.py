@@ -249,7 +249,7 @@ def test_tfds_that_cannot_deliver(monkeypatch):
 
 
 def test_unknown_source():
-    with pytest.raises(UserError, match=r"data.source='cifar' .*digits, mnist"):
+    with pytest.raises(UserError, match=r"data.source='cifar' .*digits, glyphs, mnist"):
         data.load(SimpleNamespace(source="cifar"), {})
 
 
@@ -439,7 +439,9 @@ def test_whole_numbers_are_at_most_of_32_bits(array, fits):
 def test_a_source_of_the_task_stands_beside_those_that_all_have():
     splits = data.load(SimpleNamespace(source="digits"), {"made": lambda settings: {}})
     assert splits["train"]["image"].shape == (1297, 8, 8)
-    with pytest.raises(UserError, match=r"data.source='rain' is not known; choose from digits, mnist, npz, made$"):
+    with pytest.raises(
+        UserError, match=r"data.source='rain' is not known; choose from digits, glyphs, mnist, npz, made$"
+    ):
         data.load(SimpleNamespace(source="rain"), {"made": lambda settings: {}})
 
 

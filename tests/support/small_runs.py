@@ -1,15 +1,18 @@
-"""The config of runs that take seconds."""
+"""The config of runs that take seconds, of the plain networks."""
 
 import json
 
 from configs import digits_quadrants
+from cvae_jax import objectives
 
 
 def small_config(**changes):
     config = digits_quadrants.get_config("1,smoke")
     for stage in (config.baseline, config.cvae):
         stage.update(hidden=(16,), checkpoint_every=1, figure_every=0)
-    config.cvae.latent = 4
+    config.cvae.update(network="plain", latent=4)
+    config.cvae.objective.update(objectives.DEFAULTS)
+    config.cvae.optimizer.update(learning_rate=1e-3, weight_decay=0.0)
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value})
     return config

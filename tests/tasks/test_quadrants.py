@@ -9,7 +9,7 @@ from specs import task_of as made
 from configs import mnist_quadrants
 from cvae_jax import inference, keys, objectives
 from cvae_jax.errors import UserError
-from cvae_jax.model import Fitted
+from cvae_jax.model import Fitted, has_latents
 from cvae_jax.tasks import quadrants
 
 SIGMAS = 4.5
@@ -87,6 +87,7 @@ def test_dynamic_targets():
         ({"targets": "binary"}, r"targets='binary' .*grey, threshold, dynamic"),
         ({"cvae": {"network": "deep"}}, r"cvae.network='deep' .*plain, residual"),
         ({"cvae": {"latent": 0}}, r"cvae.latent="),
+        ({"control": True, "cvae": {"objective": {"num_samples": 0}}}, "^cvae.objective.num_samples=0"),
         ({"baseline": {"hidden": (32, 1.5)}}, r"baseline.hidden="),
     ],
 )
@@ -164,6 +165,45 @@ def test_networks_of_the_seed():
         "generation_net": dense(200, 500, 500, 784),
     }
     assert (count(cvae["prior_net"]), count(cvae["generation_net"])) == (843_400, 743_784)
+
+
+@pytest.mark.parametrize("options", ["", "strong,"])
+def test_the_control_is_the_cvae_without_z(options):
+    """It has the settings and the layers of the CVAE between x and y, and no others."""
+    config = mnist_quadrants.get_config(f"1,{options}smoke")
+    assert [stage.name for stage in made(config).stages] == ["baseline", "cvae"]
+    config.control = True
+    config.cvae.optimizer.weight_decay = 0.3
+    task = made(config)
+    baseline, control, cvae = task.stages
+    assert [stage.name for stage in task.stages] == ["baseline", "control", "cvae"]
+    assert control.settings.to_dict() == {**cvae.settings.to_dict(), "figure_every": 0}
+    batch = task.from_user(some_images() / 255, some_images() / 255)
+    rng = np.random.default_rng(0)
+
+    def random(stage, earlier):
+        shapes = jax.eval_shape(stage.model.init, jax.random.key(0), batch, earlier)
+        return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 8, shapes)
+
+    frozen = {"baseline": random(baseline, {})}
+    of_control, of_cvae = (random(stage, frozen)["params"] for stage in (control, cvae))
+    predict = jax.jit(inference.predict)
+
+    def predicted(stage, params, earlier=frozen):
+        return predict(Fitted(stage.model, {"params": params, "frozen": earlier}), batch)
+
+    guess = predicted(control, of_control)
+    assert not has_latents(Fitted(control.model, {"params": of_control, "frozen": frozen}), batch)
+    others = {"baseline": jax.tree.map(lambda leaf: leaf + 1, frozen["baseline"])}
+    if not options:  # the generation network, which reads the image completed by the baseline and not z
+        first = {**of_cvae["generation_net"]["Dense_0"], "kernel": jnp.zeros((64, 32))}
+        shapes = jax.tree.map(jnp.shape, {**of_cvae["generation_net"], "Dense_0": first})
+        assert jax.tree.map(jnp.shape, of_control) == shapes
+        assert not np.array_equal(guess, predicted(control, of_control, others))
+        return
+    norm = {"generation_norm_1": of_control.pop("generation_norm")}
+    deaf = {name: jax.tree.map(jnp.zeros_like, of_cvae[name]) for name in ("generation_z_0", "generation_z_1")}
+    np.testing.assert_array_equal(guess, predicted(cvae, {**of_cvae, **of_control, **norm, **deaf}))
 
 
 @pytest.mark.parametrize(
