@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from cvae_jax.errors import UserError
+from cvae_jax.errors import UserError, shortened
 
 COUNT = 2**31 - 1  # what int32 holds
 WIDTH = 2**16  # of a layer: two such layers have 17 GB of weights between them
@@ -103,8 +103,8 @@ def check(config: ConfigDict, kinds: Mapping[str, Kind], section: str = "") -> N
     for key, kind in kinds.items():
         value = functools.reduce(getattr, key.split("."), config)
         name = f"{section}.{key}" if section else key
-        must = kind.refuse(value)
+        must, shown = kind.refuse(value), shortened(repr(value))
         if must and isinstance(kind, Choice):
-            raise UserError(f"{name}={value!r} is not known; choose from {must.removeprefix('one of ')}")
+            raise UserError(f"{name}={shown} is not known; choose from {must.removeprefix('one of ')}")
         if must:
-            raise UserError(f"{name}={value!r} must be {must}")
+            raise UserError(f"{name}={shown} must be {must}")

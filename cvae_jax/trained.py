@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cvae_jax import inference, parallel, tasks
-from cvae_jax.errors import UserError, reason
+from cvae_jax.errors import UserError, reason, shortened
 from cvae_jax.inference import Ais, Estimate
 from cvae_jax.task import Fitted, PyTree, Spec, Stage, Task, Variables
 from cvae_jax.training import log, loop, step, workdir
@@ -105,6 +105,9 @@ class TrainedModel:
 
     def interpolate(self, x: Any, y: Any, other_y: Any, num_steps: int, stage: str | None = None) -> PyTree:
         """Returns E[y|x,z] along the straight line from the z of `y` to that of `other_y`, see `encode`.
+
+        A model that predicts step by step, such as that of videos, goes on from its own predictions here, and from
+        the true y in `reconstruct`.
 
         Args:
           x: what the task observes, the same all along the line.
@@ -262,7 +265,7 @@ def _make_task(config: ConfigDict, spec: Spec, file: pathlib.Path) -> Task:
         raise UserError(f"{file} lacks {key!r}: another version wrote it; train it again") from error
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
-            raise UserError(f"{file}: {error}") from None
+            raise UserError(f"{file}: {shortened(str(error), 400)}") from None
         raise UserError(f"{file} or {workdir.SPEC_FILE} is damaged ({reason(error)}); put back a copy of it") from error
 
 
