@@ -1,4 +1,4 @@
-# make demo: trains the models on the embedded digits, prints the table and draws the figures
+# make demo: trains the models on digits drawn from fonts, prints the table and draws the figures
 # make test: linters, type checker and the tests that are not slow, in two minutes
 # make test-all: linters, type checker and every test
 # make test-slow: the slow tests alone

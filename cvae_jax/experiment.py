@@ -65,7 +65,7 @@ def _start(stage: Stage, config: ConfigDict) -> Variables:
     Raises:
       UserError: where that run has no such stage, or other seeds than one or as many as this run.
     """
-    folder, key = stage.settings.start_from, f"{stage.name}.start_from"
+    folder, key = stage.settings.start_from, f"{stage.section}.start_from"
     models = load_seeds(folder)
     if any(stage.name not in model.best for model in models):
         raise UserError(f"{key}={folder} has no stage {stage.name!r}; there are {', '.join(models[0].best)}")

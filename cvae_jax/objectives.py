@@ -273,21 +273,22 @@ def from_config(settings: ConfigDict, section: str = "objective") -> Objective:
     return objective
 
 
-def stage(name: str, model: Model, settings: ConfigDict) -> Stage:
+def stage(name: str, model: Model, settings: ConfigDict, shares: str = "") -> Stage:
     """Returns a training stage with the objective of its settings, see `from_config`.
 
     Args:
       name: of the stage, and of its section in the config.
       model: what is trained.
       settings: the section, see `config.stage`.
+      shares: name of another stage, where the settings are those of its section.
 
     Raises:
       UserError: for an objective that cannot be.
     """
-    objective = from_config(settings.objective, f"{name}.objective")
+    objective = from_config(settings.objective, f"{shares or name}.objective")
     if model.log_units is not None:
         objective = _in_units_of_data(objective, model.log_units)
-    return Stage(name, model, objective, settings, units={"beta": "weight of the KL"})
+    return Stage(name, model, objective, settings, units={"beta": "weight of the KL"}, shares=shares)
 
 
 def _in_units_of_data(objective: Objective, log_units: Callable[[Batch], Array]) -> Objective:

@@ -72,6 +72,12 @@ class Stage(NamedTuple):
     # (encoding, batch) -> name -> [batch]: losses that training adds to the objective's, under names of their own
     auxiliary: Callable[[PyTree, Batch], dict[str, Array]] | None = None
     units: Mapping[str, str] = MappingProxyType({})  # of terms and validation metrics that are not nats per example
+    shares: str = ""  # name of the stage whose section of the config this one's settings are taken from
+
+    @property
+    def section(self) -> str:
+        """The section of the config that its settings are taken from."""
+        return self.shares or self.name
 
 
 class Metric(NamedTuple):

@@ -155,11 +155,13 @@ class Quadrants(Task):
         self.protocol = images.TARGETS[config.targets]
         self.raw = {"image": jax.ShapeDtypeStruct(self.shape, np.uint8)}
         stages = {name: objectives.stage(name, models[name], config[name]) for name in ("baseline", "cvae")}
-        # Trained as the CVAE is, without the figures of its epochs.
-        settings = config.cvae.copy_and_resolve_references()
-        settings.figure_every = 0
-        control = [objectives.stage("control", models["control"], settings)] if config.get("control", False) else []
-        self.stages = (stages["baseline"], *control, stages["cvae"])
+        self.stages = stages["baseline"], stages["cvae"]
+        if config.get("control", False):
+            # Trained as the CVAE is, from random weights and without the figures of its epochs.
+            settings = config.cvae.copy_and_resolve_references()
+            settings.update(figure_every=0, start_from="")
+            control = objectives.stage("control", models["control"], settings, shares="cvae")
+            self.stages = stages["baseline"], control, stages["cvae"]
 
     def batch(self, raw: dict[str, Array], ids: Array, num_targets: Array, keys: Array, step: Array | None) -> Batch:
         """Returns images, of which x has the observed quadrants."""

@@ -53,7 +53,7 @@ def fit_batch_size(stage: Stage, num_train: int) -> None:
     settings, most = stage.settings, num_train - num_train % jax.device_count()
     if settings.batch_size > num_train and most:
         message = "%s.batch_size=%d is more than the %d training examples: it is lowered to %d"
-        LOGGER.warning(message, stage.name, settings.batch_size, num_train, most)
+        LOGGER.warning(message, stage.section, settings.batch_size, num_train, most)
         settings.batch_size = most
 
 
@@ -67,8 +67,8 @@ def check_stage(stage: Stage) -> None:
     settings = stage.settings
     counted = {key: Whole(1) for key in ("epochs", "steps_per_call", "checkpoint_every", "batch_size")}
     free = {key: Whole() for key in ("patience", "log_every", "figure_every")}
-    check(settings, {**counted, **free, "averaging": Real(0, 1, below=True)}, stage.name)
-    schedules.check_optimizer(settings.optimizer, f"{stage.name}.optimizer")
+    check(settings, {**counted, **free, "averaging": Real(0, 1, below=True)}, stage.section)
+    schedules.check_optimizer(settings.optimizer, f"{stage.section}.optimizer")
 
 
 def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
@@ -87,14 +87,14 @@ def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
     count, num_train = jax.device_count(), sum(counts)
     if settings.batch_size > num_train:
         raise UserError(
-            f"{stage.name}.batch_size={settings.batch_size} must be at most {num_train}, the training examples"
+            f"{stage.section}.batch_size={settings.batch_size} must be at most {num_train}, the training examples"
         )
     if settings.batch_size % count:
-        raise UserError(f"{stage.name}.batch_size={settings.batch_size} must be a multiple of the {count} devices")
+        raise UserError(f"{stage.section}.batch_size={settings.batch_size} must be a multiple of the {count} devices")
     num_steps = settings.epochs * epochs.num_steps(settings.batch_size, counts)
     if objective.beta_steps > num_steps:
         raise UserError(
-            f"{stage.name}.objective.beta_steps={objective.beta_steps} is longer than the run of {num_steps} steps"
+            f"{stage.section}.objective.beta_steps={objective.beta_steps} is longer than the run of {num_steps} steps"
         )
     step.make_optimizer(stage, counts)
     _check_select(stage, task)
@@ -116,7 +116,7 @@ def _check_select(stage: Stage, task: Task) -> None:
     known = list(jax.eval_shape(metrics, jax.random.key(0)))
     if select[:1] not in ("+", "-") or select[1:] not in known:
         choices = ", ".join(["loss", *(f"{sign}{name}" for name in known for sign in "+-")])
-        raise UserError(f"{stage.name}.select={select!r} is not known; choose from {choices}")
+        raise UserError(f"{stage.section}.select={select!r} is not known; choose from {choices}")
 
 
 def finished(settings: ConfigDict, num_epochs: int, bad_epochs: Any) -> bool:
@@ -234,7 +234,7 @@ def run_stage(
     if state is None:
         state = functions.init(jax.device_put(numbers, place), earlier)
         if start is not None:
-            state = step.started_from(state, jax.device_put(start(), place), f"{stage.name}.start_from")
+            state = step.started_from(state, jax.device_put(start(), place), f"{stage.section}.start_from")
     taken = int(state.step[0])
     if finished(settings, taken // per_epoch, state.bad_epochs):
         LOGGER.info("%s: already finished, at step %d%s", stage.name, taken, _early(settings, taken // per_epoch))

@@ -35,8 +35,8 @@ def check_finite(
     last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
     raise DivergenceError(
         f"{stage.name}: {names}{seed} not finite at step {first_step + offset}; {last}. Look for "
-        f"NaN in the data; else lower {stage.name}.optimizer.learning_rate or set {stage.name}.optimizer.clip_norm, in "
-        "a new --workdir"
+        f"NaN in the data; else lower {stage.section}.optimizer.learning_rate or set {stage.section}.optimizer.clip_norm, "
+        "in a new --workdir"
     )
 
 
@@ -123,10 +123,12 @@ def warn_of_collapse(
         return 0
     if before + 1 == COLLAPSED_EPOCHS or (last and before >= COLLAPSED_EPOCHS):
         which = f" of seed {seeds[least]}" if len(seeds) > 1 else ""
-        free_bits = f", {stage.name}.objective.free_bits" * ("free_bits" in objectives.OBJECTIVES[objective.name].reads)
+        free_bits = f", {stage.section}.objective.free_bits" * (
+            "free_bits" in objectives.OBJECTIVES[objective.name].reads
+        )
         LOGGER.warning(
             "%s: the posterior%s has collapsed: KL(q || p) is %.3f nats on validation, so z tells nothing of y. Try "
             "%s.objective.beta_schedule=linear with beta_steps%s, or a smaller %s.objective.beta",
-            *(stage.name, which, values["valid/kl"][least], stage.name, free_bits, stage.name),
+            *(stage.name, which, values["valid/kl"][least], stage.section, free_bits, stage.section),
         )
     return before + 1

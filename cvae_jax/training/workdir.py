@@ -176,9 +176,10 @@ def _check_same(before: ConfigDict, config: ConfigDict, path: pathlib.Path, trai
     saved, now = _settings(before), _settings(config)
     differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and key != "data.dir"]
     differ = [key for key in differ if not key.endswith(".start_from") or key.removesuffix(".start_from") in trained]
+    sections = [key.removesuffix(".epochs") for key in now if key.endswith(".epochs")]  # of stages, in their order
     for key in [key for key in differ if key.endswith(".epochs")]:
         stage = key.removesuffix(".epochs")
-        later = [name for name in trained if list(now).index(f"{name}.epochs") > list(now).index(key)]
+        later = [name for name in sections[sections.index(stage) + 1 :] if name in trained] if stage in sections else []
         schedule = now.get(f"{stage}.optimizer.schedule")
         if later:
             why = f"{later[0]} was trained on its weights"

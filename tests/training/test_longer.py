@@ -46,6 +46,19 @@ def test_why_a_run_is_not_trained_longer(small_run, tmp_path):
     assert kill.fingerprint(tmp_path / "run") == before
 
 
+def test_a_control_is_trained_longer_with_the_stage_whose_settings_it_has(tmp_path, caplog):
+    control = {"control": True, "baseline.epochs": 1}
+    cvae_jax.train(config_of(1, **control), str(tmp_path / "longer"))
+    with caplog.at_level("INFO"):
+        cvae_jax.train(config_of(2, **control), str(tmp_path / "longer"))
+    cvae_jax.train(config_of(2, **control), str(tmp_path / "whole"))
+    assert "control: going on from step" in caplog.text and "cvae: going on from step" in caplog.text
+    ours, theirs = (cvae_jax.load(str(tmp_path / name)).best for name in ("longer", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    with pytest.raises(UserError, match=r"^cvae\.epochs=0 must be at least 1"):
+        cvae_jax.train(config_of(0, **control), str(tmp_path / "none"))
+
+
 def test_early_stopping_is_told(tmp_path, caplog):
     diverging = {"cvae.optimizer.learning_rate": 100.0, "cvae.optimizer.clip_norm": 1.0}
     config = config_of(5, **{"cvae.patience": 1, **diverging})
