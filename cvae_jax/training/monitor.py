@@ -35,8 +35,8 @@ def check_finite(
     last = f"the last good checkpoint is step {saved[0]}" if saved else "there is no checkpoint yet"
     raise DivergenceError(
         f"{stage.name}: {names}{seed} not finite at step {first_step + offset}; {last}. Look for "
-        f"NaN in the data; else lower {stage.section}.optimizer.learning_rate or set {stage.section}.optimizer.clip_norm, "
-        "in a new --workdir"
+        f"NaN in the data; else lower {stage.section}.optimizer.learning_rate or set {stage.section}.optimizer."
+        "clip_norm, in a new --workdir"
     )
 
 
