@@ -1,6 +1,7 @@
 """How train.py and eval.py start: flags in, and what a user did wrong out as one line with exit code 1."""
 
 import argparse
+import errno
 import logging
 import re
 import signal
@@ -32,6 +33,10 @@ def run(main: Callable[[], None]) -> None:
             main()
         except (UserError, DivergenceError) as error:
             sys.exit(f"error: {error}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            sys.exit(f"error: cannot write {error.filename or 'a file'} ({error.strerror}); free space, then try again")
         except Interrupted as interrupted:
             print(interrupted, file=sys.stderr)
             sys.exit(interrupted.exit_code)

@@ -94,13 +94,13 @@ DEFAULTS = {
 
 KINDS = {
     "name": Choice(OPTIMIZERS),
-    "learning_rate": Real(0, 100, above=True),
+    "learning_rate": Real(0, above=True),
     "schedule": Choice(SCHEDULES),
     "warmup_steps": Whole(),
-    "epsilon": Real(0, 1, above=True),
+    "epsilon": Real(0, above=True),
     "momentum": Real(0, 1, below=True),
-    "weight_decay": Real(0, 1e4),
-    "clip_norm": Real(0, 1e30),
+    "weight_decay": Real(),
+    "clip_norm": Real(0, float("inf")),
 }
 
 

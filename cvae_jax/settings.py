@@ -32,7 +32,7 @@ class Whole(Kind):
 
     def refuse(self, value: Any) -> str:
         """As `Kind.refuse`."""
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
             return f"a whole number of at least {self.least}"
         if value < self.least:
             return f"at least {self.least}"
@@ -66,8 +66,9 @@ class Real(Kind):
 
     def refuse(self, value: Any) -> str:
         """As `Kind.refuse`."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
             return "a number"
+        value = float(value)
         if 0 < abs(value) < SMALLEST:
             return f"{'' if self.above else '0, or '}at least {SMALLEST:.2g}: float32 takes it for 0"
         low = not (self.least < value if self.above else self.least <= value)  # NaN is

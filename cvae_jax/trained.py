@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cvae_jax import inference, parallel, tasks
 from cvae_jax.errors import UserError, reason, shortened
 from cvae_jax.inference import Ais, Estimate
+from cvae_jax.settings import Whole
 from cvae_jax.task import Fitted, PyTree, Spec, Stage, Task, Variables
 from cvae_jax.training import log, loop, step, workdir
 from cvae_jax.training.checkpoints import Checkpoints
@@ -122,8 +123,8 @@ class TrainedModel:
         Raises:
           UserError: as `encode`, or for less than two points.
         """
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
-            raise UserError(f"num_steps={num_steps!r} must be a whole number of at least 2")
+        if must := Whole(2).refuse(num_steps):
+            raise UserError(f"num_steps={num_steps!r} must be {must}")
         fitted = self._recognising(stage)
         batch, other = self.task.from_user(x, y), self.task.from_user(x, other_y)
         start, end = _infer(fitted, batch)[0], _infer(fitted, other)[0]
@@ -241,7 +242,7 @@ def load_seeds(folder: str, changes: Sequence[str] = ()) -> list[TrainedModel]:
     _change(config, changes)
     parallel.check_platform()
     task = _make_task(config, spec, path / workdir.CONFIG_FILE)
-    best = _best_of_stages(task, config, path, workdir.run_of(config, spec))
+    best = _best_of_stages(task, config, path, workdir.run_of(config, spec, task))
     if not best:
         raise UserError(f"workdir {path} holds no checkpoint yet; train there first")
     seeds = enumerate(seeds_of(config))
@@ -263,9 +264,11 @@ def _make_task(config: ConfigDict, spec: Spec, file: pathlib.Path) -> Task:
     except (AttributeError, KeyError) as error:  # what a ConfigDict raises for a key that it lacks
         key = str(error).strip("\"'").splitlines()[0]
         raise UserError(f"{file} lacks {key!r}: another version wrote it; train it again") from error
+    except UserError as error:
+        raise UserError(f"{file}: {shortened(str(error), 400)}") from None
     except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise UserError(f"{file}: {shortened(str(error), 400)}") from None
+        if not tasks.find(config.task).__module__.startswith("cvae_jax."):
+            raise  # a mistake in a task of the user's own
         raise UserError(f"{file} or {workdir.SPEC_FILE} is damaged ({reason(error)}); put back a copy of it") from error
 
 

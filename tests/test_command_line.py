@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from command import QUICKER, ROOT, run
-from small_runs import small_config
+from small_runs import small_identity
 from specs import NOTHING
 
 from cvae_jax import data, tasks
@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
 def test_a_platform_that_is_not_there_is_one_line(tmp_path, monkeypatch, script):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     flags = ["--config=configs/digits_vae.py:smoke"] if script == "train.py" else []
-    with workdir.open_workdir(str(tmp_path / "run"), workdir.Identity(small_config(), {}, NOTHING)):
+    with workdir.open_workdir(str(tmp_path / "run"), small_identity()):
         pass
     result = run(script, *flags, f"--workdir={tmp_path / 'run'}")
     assert result.returncode == 1

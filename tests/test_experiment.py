@@ -222,7 +222,7 @@ def test_a_config_that_was_changed_is_refused(workdir, tmp_path, change):
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(UserError, match=r"checkpoint .* is of another run: its .*config differ.* put back"):
+    with pytest.raises(UserError, match=r"checkpoint .* is of another run, with other .*settings; put back"):
         cvae_jax.load(str(tmp_path / "run"))
     # Where the data lie, how long it is trained and how it is measured may change.
     free = {**config, "measure_num_samples": 7, "data": {**config["data"], "dir": "elsewhere"}}
@@ -300,6 +300,7 @@ def test_numbers_and_keys_that_cannot_be(trained, images):
         (10, 0, "key=0 is no key of random numbers; write jax.random.key"),
         (10, None, "key=None is no key"),
         (10, jax.random.split(jax.random.key(0)), "is no key"),
+        (10, np.zeros(3, np.uint32), "is no key"),
     ):
         for call in (
             lambda count=count, key=key: trained.log_prob(images[:1], images[:1], count, key),
@@ -308,6 +309,8 @@ def test_numbers_and_keys_that_cannot_be(trained, images):
             with pytest.raises(UserError, match=message) as refusal:
                 call()
             assert "\n" not in str(refusal.value)
+    raw = jax.random.PRNGKey(0)  # a key of before
+    np.testing.assert_array_equal(trained.sample(images[:1], 2, raw), trained.sample(images[:1], np.int64(2), raw))
 
 
 def test_seeds_are_measured_one_by_one_and_averaged(tmp_path):

@@ -16,7 +16,6 @@ MOST_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2  # ha
 Opened = gzip.GzipFile | io.BufferedReader
 
 LONGEST_LINE = 2**22  # letters
-csv.field_size_limit(LONGEST_LINE)
 
 PIECE = 2**20  # bytes that are read at a time
 
@@ -68,10 +67,13 @@ def rows(path: pathlib.Path) -> Iterator[list[str]]:
       UserError: for a file that is missing or damaged, or no CSV file in UTF-8 of lines up to LONGEST_LINE.
     """
     with opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        before = csv.field_size_limit(LONGEST_LINE)
         try:
             yield from filter(None, csv.reader(_lines(path, text)))
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no readable CSV file ({reason(error)}); write it again") from None
+        finally:
+            csv.field_size_limit(before)
 
 
 def _lines(path: pathlib.Path, file: io.TextIOWrapper) -> Iterator[str]:

@@ -15,7 +15,7 @@ from cvae_jax.task import Spec
 
 LOGGER = logging.getLogger(__name__)
 
-MOST_PIXELS = 4096  # on a side
+LARGEST_SIDE = 4096  # on a side
 
 # Kinds of targets, and what a table says beside their likelihoods.
 TARGETS = {
@@ -32,8 +32,8 @@ def check_settings(config: ConfigDict) -> tuple[int, int]:
       UserError: for one of them that cannot be.
     """
     shape = tuple(config.image_shape)
-    if len(shape) != 2 or Wholes(2, MOST_PIXELS).refuse(shape):
-        raise UserError(f"image_shape={shape} must be a height and a width of at least 2, at most {MOST_PIXELS}")
+    if len(shape) != 2 or Wholes(2, LARGEST_SIDE).refuse(shape):
+        raise UserError(f"image_shape={shape} must be a height and a width of at least 2, at most {LARGEST_SIDE}")
     kinds = {"num_classes": Whole(2, WIDTH), "measure_samples": Whole(1)}
     check(config, {"targets": Choice(TARGETS), **{key: kind for key, kind in kinds.items() if key in config}})
     return shape

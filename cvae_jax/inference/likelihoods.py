@@ -15,6 +15,7 @@ from cvae_jax.inference.ais import Ais, ais
 from cvae_jax.inference.draws import scores
 from cvae_jax.inference.estimators import ESTIMATORS, Estimate, log_mean_exp, shifted
 from cvae_jax.model import Batch, Draw, Fitted
+from cvae_jax.settings import Whole
 
 # Estimators of log p(y|x): those that are made of draws, and annealed importance sampling.
 ESTIMATOR_NAMES = (*ESTIMATORS, "ais")
@@ -33,15 +34,16 @@ def check(requests: Sequence[tuple[str, int]]) -> None:
 
 def check_count(num_samples: int) -> None:
     """Raises a UserError for what is no number of samples."""
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int | np.integer) or num_samples < 1:
-        least = "at least 1" if isinstance(num_samples, int) else "a whole number of at least 1"
-        raise UserError(f"num_samples={num_samples!r} must be {least}")
+    if must := Whole(1).refuse(num_samples):
+        raise UserError(f"num_samples={num_samples!r} must be {must}")
 
 
 def check_draws(num_samples: int, key: Array) -> None:
     """Raises a UserError for what is no number of samples, or no key."""
     check_count(num_samples)
-    if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+    new = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and not key.shape
+    old = isinstance(key, Array | np.ndarray) and key.dtype == np.uint32 and key.shape == (2,)  # jax.random.PRNGKey
+    if not (new or old):
         shown = repr(key).splitlines()[0][:40]
         raise UserError(f"key={shown} is no key of random numbers; write jax.random.key(0), of any number")
 

@@ -26,8 +26,8 @@ KEEP = 2  # so that one remains when the newest is damaged
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file below the folder, by its path from there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -68,7 +68,7 @@ class Checkpoints:
         for step in steps:
             folder = self.directory / str(step)
             if self._intact(step):
-                self._check_run(step)
+                self._check_run(step, self._read(step)[0])
                 with ocp.StandardCheckpointer() as checkpointer:
                     saved = _shapes(checkpointer.metadata(folder).item_metadata.tree)
                     for name, shape in _shapes(target).items():
@@ -100,20 +100,22 @@ class Checkpoints:
         Raises:
           UserError: when this or the save before cannot be written.
         """
-        if self._checkpointer is None:
-            self._checkpointer = ocp.StandardCheckpointer()
-            for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover)
         self._wait()
         folder = self.directory / str(step)
-        if folder.exists():  # cut short, or damaged: passed over when restoring
-            shutil.rmtree(folder)
-            self._manifest(step).unlink(missing_ok=True)
         try:
+            if self._checkpointer is None:
+                self._checkpointer = ocp.StandardCheckpointer()
+                for leftover in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(leftover)
+            if folder.exists():  # cut short, or damaged: passed over when restoring
+                shutil.rmtree(folder)
+                self._manifest(step).unlink(missing_ok=True)
             self._checkpointer.save(folder, state)
         except Exception as error:  # as below
             raise UserError(f"cannot write checkpoint {folder} ({reason(error)}); free space") from None
-        self._signing = threading.Thread(target=self._sign, args=(step,), name=f"sign checkpoint {step}")
+        self._signing = threading.Thread(
+            target=self._sign, args=(self._checkpointer, step), name=f"sign checkpoint {step}"
+        )
         self._signing.start()
 
     def close(self) -> None:
@@ -139,13 +141,13 @@ class Checkpoints:
         if failed is not None:
             raise failed
 
-    def _sign(self, step: int) -> None:
+    def _sign(self, checkpointer: Any, step: int) -> None:
         """In a thread of its own: waits for the save, signs it, and only then removes what is older than the last KEEP.
 
         A step that was not written has no manifest, and nothing older is removed for it.
         """
         try:
-            self._checkpointer.wait_until_finished()
+            checkpointer.wait_until_finished()
             written = checksums(self.directory / str(step))
             if not written:
                 raise OSError("nothing was written")
@@ -175,15 +177,22 @@ class Checkpoints:
         except (UserError, OSError):  # the manifest itself is damaged
             return False
 
-    def _check_run(self, step: int) -> None:
-        """Raises a UserError for a checkpoint of another run."""
-        saved, _ = self._read(step)
+    def check_run(self) -> None:
+        """Raises a UserError where the newest checkpoint whose manifest can be read is of another run."""
+        for step in self.steps():
+            try:
+                saved, _ = self._read(step)
+            except UserError:
+                continue
+            return self._check_run(step, saved)
+
+    def _check_run(self, step: int, saved: dict[str, Any]) -> None:
+        """Raises a UserError for a checkpoint of another run than this."""
         differing = [name for name in self._run if saved.get(name, self._run[name]) != self._run[name]]
         if differing:
             raise UserError(
-                f"checkpoint {self.directory / str(step)} is of another run: its {' and '.join(differing)} "
-                f"differ{'s' * (len(differing) == 1)} from those of this workdir; put back the config.json and "
-                "data.spec.json it was trained with"
+                f"checkpoint {self.directory / str(step)} is of another run, with other {' and '.join(differing)}; put "
+                "back the config.json and data.spec.json it was trained with"
             )
 
     def _manifest(self, step: int) -> pathlib.Path:

@@ -43,7 +43,8 @@ def _check(row: Any, last: dict[tuple[str, int], dict[str, Any]]) -> None:
     """Raises where a row is none of `Log.write`'s, or not the next of its stage and seed after those in `last`."""
     key = stage, seed = row["stage"], row["seed"]
     counts = row["step"], row["epoch"]
-    if not isinstance(stage, str) or not all(type(number) is int and number >= 0 for number in (seed, *counts)):
+    whole = all(type(number) is int and number >= 0 for number in (seed, *counts))
+    if not isinstance(stage, str) or not whole or not row["epoch"]:
         raise UserError("stage, seed, step or epoch is none")
     if not all(isinstance(value, int | float) for name, value in row.items() if name != "stage"):
         raise UserError("a value is no number")

@@ -199,7 +199,7 @@ def run_stage(
     workdir: pathlib.Path,
     run_of: Mapping[str, Any],
     after_epoch: Callable[[int, State], None],
-    start: Callable[[], Variables] | None = None,
+    start: Variables | None = None,
 ) -> State:
     """Trains a stage from its newest checkpoint, or from the start, until it is finished.
 
@@ -211,8 +211,8 @@ def run_stage(
       seeds: of the independent models.
       workdir: receives checkpoints/<stage>/, metrics.jsonl and tensorboard/<stage>/.
       run_of: whose checkpoints these are, see `workdir.run_of`.
-      after_epoch: called with the number of epochs done and the state, before the checkpoint.
-      start: returns the variables to start from, leaves [seeds, ...]; None: random ones.
+      after_epoch: called with the number of epochs done and the state, once its checkpoint is under way.
+      start: the variables to start from, leaves [seeds, ...]; None: random ones.
 
     Raises:
       DivergenceError: when a term of the loss is not finite; names it, the step and the last checkpoint.
@@ -234,7 +234,7 @@ def run_stage(
     if state is None:
         state = functions.init(jax.device_put(numbers, place), earlier)
         if start is not None:
-            state = step.started_from(state, jax.device_put(start(), place), f"{stage.section}.start_from")
+            state = step.started_from(state, jax.device_put(start, place))
     taken = int(state.step[0])
     if finished(settings, taken // per_epoch, state.bad_epochs):
         LOGGER.info("%s: already finished, at step %d%s", stage.name, taken, _early(settings, taken // per_epoch))
@@ -306,12 +306,13 @@ def run_stage(
                 line = monitor.describe(stage, epoch, values, best_name)
                 bar.write(f"{line}; {rate:,.0f} examples/s, at most {minutes:.1f} min left")
             collapsed = monitor.warn_of_collapse(stage, taken, values, numbers[improving], collapsed, last)
-            after_epoch(epoch, state)
             if last and epoch < settings.epochs:
                 LOGGER.info("%s: finished%s", stage.name, _early(settings, epoch))
-            if last or stop.signal or epoch % settings.checkpoint_every == 0:
+            stopping = stop.signal
+            if last or stopping or epoch % settings.checkpoint_every == 0:
                 checkpoints.save(taken, state)
-            if stop.signal and not last:
+            after_epoch(epoch, state)  # while the checkpoint is written
+            if stopping and not last:
                 break
     if stop.signal:
         raise Interrupted(

@@ -80,25 +80,26 @@ def init_state(
     return State(seed, zero, variables, opt_state, variables, variables, jnp.array(jnp.inf), zero)
 
 
-def started_from(state: State, variables: Variables, name: str) -> State:
-    """Returns a state before the first step with other variables.
+def check_start(own: Variables, given: Variables, name: str) -> None:
+    """Raises a UserError where variables to start from are those of another model; names the first that differs.
 
     Args:
-      state: of `init_state`, leaves [seeds, ...].
-      variables: of the same model, leaves [seeds, ...].
-      name: of where they come from, for messages.
-
-    Raises:
-      UserError: for variables of another model; names the first that differs.
+      own: of the model, leaves [seeds, ...]; of these, shapes and dtypes alone are read.
+      given: to start from, leaves [seeds, ...].
+      name: of where they come from, for the message.
     """
-    own, given = (
+    shapes = [
         {jax.tree_util.keystr(path, simple=True, separator="/"): (leaf.shape[1:], leaf.dtype) for path, leaf in leaves}
-        for leaves in map(jax.tree_util.tree_leaves_with_path, (state.variables, variables))
-    )
-    for leaf in {**own, **given}:
-        if own.get(leaf) != given.get(leaf):
-            shown, now = (str(list(tree[leaf][0])) if leaf in tree else "missing" for tree in (given, own))
-            raise UserError(f"{name} is of another model: {leaf} is {shown} there, {now} now; make the settings equal")
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (given, own))
+    ]
+    for leaf in {**shapes[0], **shapes[1]}:
+        there, now = (str(list(tree[leaf][0])) if leaf in tree else "missing" for tree in shapes)
+        if shapes[0].get(leaf) != shapes[1].get(leaf):
+            raise UserError(f"{name} is of another model: {leaf} is {there} there, {now} now; make the settings equal")
+
+
+def started_from(state: State, variables: Variables) -> State:
+    """Returns a state before the first step with other variables of the same model, leaves [seeds, ...]."""
     averaged, best = (jax.tree.map(jnp.copy, variables) for _ in range(2))  # each is donated to the first step
     return state._replace(variables=variables, averaged=averaged, best=best)
 

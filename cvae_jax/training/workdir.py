@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from cvae_jax.errors import UserError
 from cvae_jax.task import Spec, Splits, Task
-from cvae_jax.training import files
+from cvae_jax.training import files, log
+from cvae_jax.training.checkpoints import Checkpoints
 from cvae_jax.training.files import write_atomically
 
 LOGGER = logging.getLogger(__name__)
@@ -100,23 +101,34 @@ def fingerprint(task: Task, splits: Splits) -> dict[str, str]:
     return digests
 
 
-def run_of(config: ConfigDict, spec: Spec) -> dict[str, Any]:
-    """Returns what the checkpoints of a run must have in common: their seeds, and hashes of config and spec.
+def run_of(config: ConfigDict, spec: Spec, task: Task) -> dict[str, Any]:
+    """Returns what the checkpoints of a run must have in common: their seeds, and hashes of settings and spec.
 
-    Where data and weights to start from lie, how long stages are trained and how they are measured may change.
+    The hash of the spec is of the arrays that the task reads, whatever their width, and of nine digits of a number.
     """
-    keys = _settings(config)
-    free = ("data.dir",)
-    kept = {
-        key: value
-        for key, value in keys.items()
-        if key not in free and not key.startswith("measure_") and not key.endswith((".epochs", ".start_from"))
+    settings = {key: value for key, value in _settings(config).items() if not _may_change(key)}
+    read = {**task.raw, **task.measured}
+    moments = {
+        f"{moment} of {name}": [f"{value:.8e}" for value in values.ravel().tolist()]
+        for moment, arrays in (("mean", spec.mean), ("scale", spec.scale))
+        for name, values in arrays.items()
+        if name in read and (read[name].dtype.kind == "f") == (spec.raw[name].dtype.kind == "f")
     }
+    shapes = {name: [list(array.shape), str(array.dtype)] for name, array in read.items()}
+    classes = {name: count for name, count in spec.num_classes.items() if name in read}
     digests = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-        for name, value in (("config", kept), ("data", _spec_numbers(spec)))
+        for name, value in (("settings", settings), ("spec", [shapes, classes, moments]))
     }
     return {"seeds": [int(config.seed), int(config.num_seeds)], **digests}
+
+
+def _may_change(key: str) -> bool:
+    """Returns whether a key of a run's config may change: where data and weights lie, how long, how it is measured.
+
+    Of these `epochs` and `start_from` not always, see `_check_stages`.
+    """
+    return key == "data.dir" or key.startswith("measure_") or key.endswith((".epochs", ".start_from"))
 
 
 class Identity(NamedTuple):
@@ -125,6 +137,7 @@ class Identity(NamedTuple):
     config: ConfigDict
     fingerprint: dict[str, str]  # of the data, see `fingerprint`
     spec: Spec
+    task: Task
 
 
 @contextlib.contextmanager
@@ -148,11 +161,8 @@ def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
             raise UserError(f"another process is training in workdir {path}; wait for it, or choose another") from None
         except OSError as error:  # a disk that knows no locks, such as some over a network
             LOGGER.warning("workdir %s cannot be locked (%s); let no other process train there", path, error.strerror)
-        trained = sorted({manifest.parent.name for manifest in (path / "checkpoints").glob("*/*.sha256.json")})
-        if trained:
-            _check_same(read_config(path), identity.config, path, trained)
-            if read_fingerprint(path) not in ({}, identity.fingerprint):
-                raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
+        if any((path / "checkpoints").glob("*/*.sha256.json")):
+            _check_same(path, identity)
         write_atomically(path / CONFIG_FILE, text)
         write_atomically(path / DATA_FILE, json.dumps(identity.fingerprint, indent=1))
         write_spec(path, identity.spec)
@@ -161,47 +171,65 @@ def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _check_same(before: ConfigDict, config: ConfigDict, path: pathlib.Path, trained: Sequence[str]) -> None:
-    """Raises for the first keys that differ; where the data lie may differ, since the data are compared themselves.
-
-    A stage may be given other epochs where the steps it has taken are those of the new run too: its schedule does not
-    depend on them, and no later stage was trained on its weights.
-
-    Args:
-      before: the config in the workdir.
-      config: the one to go on with.
-      path: of the workdir.
-      trained: names of the stages that have checkpoints.
-    """
+def _check_same(path: pathlib.Path, identity: Identity) -> None:
+    """Raises where the workdir's run is another one: its settings, its data, its checkpoints."""
+    before, config = read_config(path), identity.config
     saved, now = _settings(before), _settings(config)
-    differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and key != "data.dir"]
-    differ = [key for key in differ if not key.endswith(".start_from") or key.removesuffix(".start_from") in trained]
-    sections = [key.removesuffix(".epochs") for key in now if key.endswith(".epochs")]  # of stages, in their order
-    for key in [key for key in differ if key.endswith(".epochs")]:
-        stage = key.removesuffix(".epochs")
-        later = [name for name in sections[sections.index(stage) + 1 :] if name in trained] if stage in sections else []
-        schedule = now.get(f"{stage}.optimizer.schedule")
-        if later:
-            why = f"{later[0]} was trained on its weights"
-        elif stage in trained and schedule != "constant":
-            why = f"{schedule!r} spreads the learning rate over all epochs"
-        else:
-            differ.remove(key)
-            continue
-        raise UserError(
-            f"{key} cannot change from {saved.get(key)} to {now.get(key)} in workdir {path}: {why}; choose another "
-            f"--workdir, perhaps with --config.{stage}.start_from={path}"
-        )
+    differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and not _may_change(key)]
     if differ:
         shown = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UserError(f"workdir {path} holds a run of another config ({shown}{more}); choose another --workdir")
+    _check_stages(path, identity.task, saved, now)
+    if read_fingerprint(path) not in ({}, identity.fingerprint):
+        raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
+    for stage in identity.task.stages:
+        run = run_of(config, identity.spec, identity.task)
+        Checkpoints(path / "checkpoints" / stage.name, run).check_run()
+
+
+def _check_stages(path: pathlib.Path, task: Task, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises where a stage's `epochs` or `start_from` cannot change, because the steps it has taken were others then.
+
+    Args:
+      path: of the workdir.
+      task: whose stages.
+      saved: settings in the workdir.
+      now: settings to go on with.
+    """
+    trained = [stage for stage in task.stages if any((path / "checkpoints" / stage.name).glob("*.sha256.json"))]
+    rows = log.read(path)
+    for section in dict.fromkeys(stage.section for stage in trained):
+        own = [stage for stage in trained if stage.section == section]
+        later = [stage for stage in trained[trained.index(own[-1]) + 1 :]]
+        epochs, start = f"{section}.epochs", f"{section}.start_from"
+        taken = max((row["epoch"] for row in rows if row["stage"] in {stage.name for stage in own}), default=0)
+        schedule = now.get(f"{section}.optimizer.schedule")
+        why = ""
+        if saved.get(start) != now.get(start):
+            key, why = start, f"{own[0].name} has started already"
+        elif saved.get(epochs) != now.get(epochs):
+            key = epochs
+            if later:
+                why = f"{later[0].name} was trained on its weights"
+            elif schedule != "constant":
+                why = f"{schedule!r} spreads the learning rate over all epochs"
+            elif now[epochs] < taken:
+                why = f"{taken} are done"
+        if why:
+            raise UserError(
+                f"{key} cannot change from {saved.get(key)} to {now.get(key)} in workdir {path}: {why}; choose another "
+                f"--workdir, perhaps with --config.{section}.start_from={path}"
+            )
 
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
-    """Returns key -> value of a config as its file holds them; an empty text is as if the key were not there."""
+    """Returns key -> value of a config as its file holds them; what is "" or False is as if the key were not there.
+
+    So a run of a version that did not know a key is one of which the key is off.
+    """
     flat = _flatten(json.loads(config.to_json_best_effort()))
-    return {key: value for key, value in flat.items() if value != ""}
+    return {key: value for key, value in flat.items() if value != "" and value is not False}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

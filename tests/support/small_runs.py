@@ -2,8 +2,11 @@
 
 import json
 
+from specs import NOTHING, task_of
+
 from configs import digits_quadrants
 from cvae_jax import objectives
+from cvae_jax.training import workdir
 
 
 def small_config(**changes):
@@ -22,3 +25,9 @@ def forget_run(workdir):
     """Makes the manifests of a workdir those of an older version, which did not say whose checkpoints they are."""
     for manifest in (workdir / "checkpoints").glob("*/*.sha256.json"):
         manifest.write_text(json.dumps(json.loads(manifest.read_text())["files"]))
+
+
+def small_identity(**changes):
+    """What a workdir of `small_config` belongs to, without data."""
+    config = small_config(**changes)
+    return workdir.Identity(config, {"train": "12ab"}, NOTHING, task_of(config))

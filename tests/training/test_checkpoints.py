@@ -2,6 +2,7 @@ import json
 import logging
 import shutil
 import threading
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -276,6 +277,21 @@ def test_a_save_is_signed_as_soon_as_it_is_whole(tmp_path):
     checkpoints.close()
 
 
+def test_a_save_is_signed_though_it_is_closed_before_the_thread_runs(tmp_path, monkeypatch):
+    run = threading.Thread.run
+
+    def late(thread):
+        if thread.name.startswith("sign checkpoint"):
+            time.sleep(0.05)
+        run(thread)
+
+    monkeypatch.setattr(threading.Thread, "run", late)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1))
+    checkpoints.close()
+    assert Checkpoints(tmp_path).steps() == [1]
+
+
 def test_odd_names_are_no_steps(folder):
     for name in ("²", "-1", "x", "1" * 30):
         (folder / f"{name}.sha256.json").write_text("{}")
@@ -291,7 +307,7 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, key, value):
     checkpoints.save(1, state_of(1))
     checkpoints.close()
     assert Checkpoints(tmp_path, RUN).restore_newest(target()) is not None
-    with pytest.raises(UserError, match=f"is of another run: its {key} differs from those of this workdir"):
+    with pytest.raises(UserError, match=f"is of another run, with other {key}; put back"):
         Checkpoints(tmp_path, {**RUN, key: value}).restore_newest(target())
 
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 
 import pytest
-from small_runs import small_config
+from small_runs import small_identity
 from specs import NOTHING
 
 from cvae_jax.errors import UserError
@@ -47,6 +47,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         (rows(1, 2, 2), 3),  # doubled
         (rows(1, 2).replace('"step": 20', '"step": 21'), 2),  # changed
         (rows(1, 2).replace('"epoch": 1', '"epoch": "x"'), 1),
+        (rows(1, 2).replace('"epoch": 1', '"epoch": 0'), 1),
         (rows(1, 2).replace('"stage": "cvae", "step": 10', '"step": 10'), 1),
         (rows(1, 2).replace("1.5", '"low"', 1), 1),
         ("[]\n" + rows(1), 1),
@@ -101,7 +102,7 @@ def test_a_tensorboard_that_is_a_file_is_one_line(tmp_path):
 
 
 def opened(path):
-    return workdir.open_workdir(str(path), workdir.Identity(small_config(), {"train": "12ab"}, NOTHING))
+    return workdir.open_workdir(str(path), small_identity())
 
 
 def test_a_disk_without_locks_is_trained_on_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -37,6 +37,10 @@ def test_why_a_run_is_not_trained_longer(small_run, tmp_path):
         UserError, match=r"baseline\.epochs cannot change from 4 to 5 .*: cvae was trained on its weights"
     ):
         cvae_jax.train(config_of(2, **{"baseline.epochs": 5}), workdir)
+    with pytest.raises(UserError, match=r"cvae\.epochs cannot change from 2 to 1 .*: 2 are done"):
+        cvae_jax.train(config_of(1), workdir)
+    with pytest.raises(UserError, match=r"cvae\.start_from cannot change .*: cvae has started already"):
+        cvae_jax.train(config_of(2, **{"cvae.start_from": str(small_run)}), workdir)
     with pytest.raises(UserError, match=r"holds a run of another config \(cvae\.latent: 4 there, 5 now\)"):
         cvae_jax.train(config_of(3, **{"cvae.latent": 5}), workdir)
     with pytest.raises(
@@ -89,12 +93,10 @@ def test_a_stage_starts_from_the_weights_of_another_run(small_run, tmp_path):
 
 def test_where_a_stage_cannot_start(small_run, tmp_path):
     for changes, message in (
-        (
-            {"cvae.start_from": str(tmp_path / "nowhere")},
-            "holds no run",
-        ),  # and may be mended, once the baseline is there
+        ({"cvae.start_from": str(tmp_path / "nowhere")}, "holds no run"),
         ({}, r"cvae\.start_from is of another model: params/.* is \[.*\] there, \[.*\] now"),
     ):
         config = config_of(1, **{"cvae.start_from": str(small_run), "baseline.epochs": 1, "cvae.latent": 5, **changes})
         with pytest.raises(UserError, match=message):
             cvae_jax.train(config, str(tmp_path / "run"))
+        assert not (tmp_path / "run").exists()  # before the baseline is trained

@@ -1,5 +1,6 @@
 """The loop: resumed runs, damaged checkpoints, divergence, devices, and what a step does."""
 
+import contextlib
 import json
 import logging
 import math
@@ -15,10 +16,11 @@ import kill
 import numpy as np
 import pytest
 from command import ROOT
-from small_runs import forget_run, small_config
-from specs import NOTHING, load
+from small_runs import forget_run, small_config, small_identity
+from specs import load
 
 import cvae_jax
+from configs import mnist_class
 from cvae_jax import errors, parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
@@ -77,6 +79,50 @@ def test_a_signal_saves_at_the_end_of_the_epoch_and_leaves(tmp_path, monkeypatch
     assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
     cvae_jax.train(config, str(tmp_path))
     assert kill.fingerprint(tmp_path) == kill.fingerprint(small_run)
+
+
+def test_a_signal_between_two_looks_is_of_the_next_epoch(tmp_path, monkeypatch):
+    """What is said to be saved is: of a stop that comes while an epoch ends, the next epoch learns."""
+
+    class Late(signals.Stop):
+        looks = 0
+
+        @property
+        def signal(self):
+            Late.looks += 1
+            return signal.SIGTERM if Late.looks > 1 else None
+
+        @signal.setter
+        def signal(self, value):
+            pass
+
+    @contextlib.contextmanager
+    def deferred():
+        yield Late()
+
+    monkeypatch.setattr(signals, "deferred", deferred)
+    config = small_config(**{"baseline.checkpoint_every": 3, "baseline.epochs": 4})
+    with pytest.raises(errors.Interrupted, match="stopped by SIGTERM after epoch 2, which is saved"):
+        cvae_jax.train(config, str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps() == [2 * 40]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
+def test_a_signal_that_is_ignored_stays_ignored(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with signals.deferred() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signal == (None if handler == signal.SIG_IGN else signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_first_signal_says_what_happens(capfd):
+    with signals.deferred():
+        signal.raise_signal(signal.SIGTERM)
+    assert "stopping at the end of this epoch" in capfd.readouterr().err
 
 
 def test_a_second_signal_leaves_at_once():
@@ -389,11 +435,67 @@ def test_own_images_of_any_kind_without_other_splits(tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
-    config = small_config(**{"baseline.optimizer.learning_rate": 1e30})
+    config = small_config(**{"baseline.optimizer.learning_rate": 1e6, "baseline.optimizer.weight_decay": 1e6})
     with pytest.raises(DivergenceError):
         cvae_jax.train(config, str(tmp_path))
     cvae_jax.train(small_config(), str(tmp_path))
     assert len(metrics.read(tmp_path)) == 8
+
+
+@pytest.mark.slow
+def test_a_refused_run_changes_no_byte(small_run, tmp_path):
+    """Though nothing else is left that says which data the checkpoints are of."""
+    shutil.copytree(small_run, tmp_path / "run")
+    (tmp_path / "run" / workdir.DATA_FILE).unlink()
+    spec = json.loads((tmp_path / "run" / workdir.SPEC_FILE).read_text())
+    files = ("config.json", workdir.SPEC_FILE, "metrics.jsonl")
+    before = [(tmp_path / "run" / name).read_bytes() for name in files]
+    manifest = next((tmp_path / "run" / "checkpoints" / "baseline").glob("*.sha256.json"))
+    content = json.loads(manifest.read_text())
+    for path in manifest.parent.glob("*.sha256.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "run": {**content["run"], "spec": "of others"}}))
+    with pytest.raises(UserError, match=r"checkpoint .*/baseline/160 is of another run, with other spec"):
+        cvae_jax.train(small_config(), str(tmp_path / "run"))
+    assert [(tmp_path / "run" / name).read_bytes() for name in files] == before and spec
+    assert not (tmp_path / "run" / workdir.DATA_FILE).exists()
+
+
+@pytest.mark.slow
+def test_arrays_that_are_not_read_and_other_widths_are_the_same_data(tmp_path):
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (40, 8, 8), np.uint8), rng.integers(0, 10, 40)
+    config = mnist_class.get_config("smoke")
+    config.data = {"source": "npz", "dir": str(tmp_path)}
+    config.cvae.update(epochs=1, hidden=(8,), figure_every=0)
+    for split in ("train", "valid", "test"):
+        np.savez(tmp_path / f"{split}.npz", image=image, label=label.astype(np.uint8))
+    cvae_jax.train(config, str(tmp_path / "run"))
+    for split in ("train", "valid", "test"):
+        np.savez(tmp_path / f"{split}.npz", image=image, label=label.astype(np.int64), age=rng.normal(size=40))
+    cvae_jax.train(config, str(tmp_path / "run"))
+    assert cvae_jax.load(str(tmp_path / "run")).stages
+
+
+@pytest.mark.slow
+def test_a_run_of_a_version_that_knew_fewer_keys_goes_on(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    forget_run(tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    del config["control"], config["cvae"]["start_from"], config["baseline"]["start_from"]
+    path.write_text(json.dumps(config))
+    cvae_jax.load(str(tmp_path / "run"))
+    cvae_jax.train(small_config(measure_num_samples=7), str(tmp_path / "run"))  # how it is measured may change, too
+    assert kill.fingerprint(tmp_path / "run") == kill.fingerprint(small_run)
+
+
+@pytest.mark.slow
+def test_a_figure_that_cannot_be_written_is_no_reason_to_stop(tmp_path, caplog):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "training.png").symlink_to("/dev/full")
+    cvae_jax.train(small_config(**{"baseline.epochs": 1, "cvae.epochs": 1}), str(tmp_path))
+    assert "a figure cannot be written" in caplog.text and "No space left" in caplog.text
+    assert cvae_jax.load(str(tmp_path)).stages[-1].name == "cvae"
 
 
 @pytest.mark.slow
@@ -410,7 +512,7 @@ def test_other_data_are_refused(tmp_path):
 
 
 def test_a_workdir_has_one_owner(tmp_path):
-    identity = workdir.Identity(small_config(), {}, NOTHING)
+    identity = small_identity()
     with (
         workdir.open_workdir(str(tmp_path), identity),
         pytest.raises(UserError, match="another process is training in workdir"),
@@ -428,7 +530,7 @@ def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
         (
             "config.json",
             lambda text: text.replace('"latent": 4', '"latent": 6'),
-            "is of another run: its config differs",
+            "is of another run, with other settings",
         ),
         ("metrics.jsonl", lambda text: "{bad}\n" + text, "metrics.jsonl, line 1 is damaged"),
     ):

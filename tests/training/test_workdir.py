@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from small_runs import small_config
+from small_runs import small_config, small_identity
 from specs import NOTHING, task_of
 
 import cvae_jax
@@ -41,7 +41,7 @@ def test_a_spec_is_read_as_it_was_written(tmp_path):
 
 def test_an_opened_workdir_holds_what_it_belongs_to(tmp_path):
     spec, digests = data.spec({"train": ARRAYS}), {"train": "12ab"}
-    with workdir.open_workdir(str(tmp_path / "run"), workdir.Identity(small_config(), digests, spec)) as path:
+    with workdir.open_workdir(str(tmp_path / "run"), small_identity()._replace(fingerprint=digests, spec=spec)) as path:
         assert_same(workdir.read_spec(path), spec)
         assert workdir.read_config(path).to_dict() == json.loads(small_config().to_json_best_effort())
         assert workdir.read_fingerprint(str(path)) == digests

@@ -30,7 +30,7 @@ LOGGER = logging.getLogger(__name__)
 FOLDERS = {"train": "train", "valid": "validate", "test": "test"}
 
 MOST_FRAMES = 10_000  # of a video
-MOST_PIXELS = 4096  # on a side
+LARGEST_SIDE = 4096  # on a side
 LARGEST = float(np.finfo(np.float32).max)
 
 BAIR = "bair_robot_pushing_small"  # 43,264 videos of 30 frames of 64x64 to train on, 256 to test
@@ -39,7 +39,7 @@ BAIR_TABLES = {"actions.csv": "action", "endeffector_positions.csv": "endeffecto
 
 def check_settings(settings: ConfigDict) -> None:
     """Raises a UserError for a number in a config's section `data` that cannot be."""
-    sizes = {"num_frames": Whole(1, MOST_FRAMES), "size": Whole(1, MOST_PIXELS), "num_columns": Whole(0, WIDTH)}
+    sizes = {"num_frames": Whole(1, MOST_FRAMES), "size": Whole(1, LARGEST_SIDE), "num_columns": Whole(0, WIDTH)}
     check(settings, {**sizes, "num_train": Whole()}, "data")
 
 

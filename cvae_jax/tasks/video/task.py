@@ -281,7 +281,7 @@ def _check(config: ConfigDict) -> None:
             f"cvae.objective.name={settings.objective.name!r} does not train the recognition network, which past "
             "frames' z come from; set num_past=1, cvae.latent=0, or another objective"
         )
-    check(data, {"size": Whole(most=folders.MOST_PIXELS)}, "data")
+    check(data, {"size": Whole(most=folders.LARGEST_SIDE)}, "data")
     if data.size < 4 * SMALLEST or data.size & (data.size - 1):
         raise UserError(f"data.size={data.size} must be a power of 2, of at least {4 * SMALLEST}")
     if data.source == "videos":
