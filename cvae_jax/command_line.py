@@ -81,6 +81,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
             if any(part in text for part in flag.split(".")[1:]):
                 mend = _suggestion(flag, argv) or (f"did you mean {hint[1]!r}?" if hint else "")
                 return f"{flag} is not a key of this config; {mend or 'the config file lists them all'}"
+    early = re.search(r"Found (--[\w.]+)=.* in argv before a value for --config", text)
+    if early:
+        return f"{early[1]} stands before --config; give --config first"
     missing = re.search(r"Flag (--\w+) must have a value", text)
     return f"{missing[1]} is required; --help tells what it takes" if missing else text.splitlines()[0]
 

@@ -19,7 +19,7 @@ from cvae_jax.training import log, loop, step
 from cvae_jax.training.checkpoints import Checkpoints
 from cvae_jax.training.curves import training_curves
 from cvae_jax.training.step import State
-from cvae_jax.training.workdir import Identity, fingerprint, open_workdir, run_of
+from cvae_jax.training.workdir import Identity, check_config, fingerprint, open_workdir, run_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def train(config: ConfigDict, workdir: str) -> None:
       DivergenceError: when a term of the loss is not finite.
     """
     parallel.check_platform()
+    check_config(workdir, config, data_known=False)  # before a download
     config = config.copy_and_resolve_references()  # a batch size may be lowered
     splits = data.load(config.data, tasks.find(config.task).sources)
     spec = data.spec(splits)

@@ -132,7 +132,16 @@ def test_eval_prints_and_writes_the_table(trained, tmp_path):
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "results.md").read_text()
     assert table in result.stdout
-    for text in ("1 quadrant", "3 quadrants", "exact", "ESS", "± ", "gain of", "no density, floor", "120 exa"):
+    for text in (
+        "1 quadrant",
+        "3 quadrants",
+        "exact",
+        "ESS",
+        "± ",
+        "gain of",
+        "no density, digits test, 120 exa",
+        "the targets themselves: ",
+    ):
         assert text in table
     rows = json.loads((tmp_path / "results.json").read_text())["likelihoods"]
     assert len(rows) == 2 * (1 + 3 * 2)
@@ -177,6 +186,7 @@ TRAIN = "--config=configs/mnist_quadrants.py:1,smoke"
             "variant '4' is not known; begin it with one of 1, 2, 3",
         ),
         (["--config=configs/mnist_quadrants.py:1,smok", "--workdir=W"], "variant 'smok' is not known"),
+        (["--workdir=W", "--config.seed=1", TRAIN], "--config.seed stands before --config; give --config first"),
         (["--config=configs/nowhere.py", "--workdir=W"], "config file configs/nowhere.py cannot be read"),
         ([TRAIN], "--workdir is required"),
         ([TRAIN, "--workdir=W", "--config.cvae.lattent=3"], "--config.cvae.lattent is not a key of this config"),

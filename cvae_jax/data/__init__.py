@@ -180,10 +180,13 @@ def _mend(name: str, array: np.ndarray, expected: jax.ShapeDtypeStruct) -> str:
         return f"drop the last axis: {name}[..., 0]"
     if channels in (3, 4):
         mean = f"{name}[..., :3].mean(-1)"
-        return f"colour is not supported: take the mean over the last axis, np.rint({mean}).astype(np.uint8)"
+        mean = mean if array.dtype.kind == "f" else f"np.rint({mean}).astype(np.uint8)"
+        return f"colour is not supported: take the mean over the last axis, {mean}"
     if array.shape[1:] == (int(np.prod(expected.shape)),):
         return f"reshape it to {shape}"
-    return "make image_shape match the data" if array.ndim == 1 + len(expected.shape) else f"save uint8 {shape}"
+    if array.ndim == 1 + len(expected.shape):
+        return f"make image_shape match the data: --config.image_shape='{array.shape[1:]}'"
+    return f"save uint8 {shape}"
 
 
 def _cast_ends(array: np.ndarray, dtype: np.typing.DTypeLike) -> list[int]:

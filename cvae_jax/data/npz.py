@@ -30,7 +30,10 @@ def load(settings: ConfigDict) -> dict[str, dict[str, np.ndarray]]:
     """
     folder = pathlib.Path(settings.dir).expanduser()
     if not settings.dir or not folder.is_dir():
-        raise UserError(f"data.dir={settings.dir!r} is not a folder; it should hold train.npz, valid.npz and test.npz")
+        raise UserError(
+            f"data.dir={settings.dir!r} is not a folder; set --config.data.dir=FOLDER, which should hold train.npz, "
+            "valid.npz and test.npz"
+        )
     paths = {split: folder / f"{split}.npz" for split in ("train", "valid", "test")}
     for wrong, right in OTHER_NAMES.items():
         if (folder / f"{wrong}.npz").exists() and not paths[right].exists():

@@ -124,9 +124,10 @@ class Run(NamedTuple):
         """What is measured of its models."""
         return self.request.plan(self.models[0].config.get("measure_num_samples", NUM_SAMPLES))
 
-    def protocol(self, floor: float = 0.0) -> str:
-        """Returns what likelihoods are of; `floor` as in `Result`."""
-        return f"{self.task.protocol}{f', floor {floor:.1f} nats' if floor else ''}, {self.source}"
+    @property
+    def protocol(self) -> str:
+        """What likelihoods are of."""
+        return f"{self.task.protocol}, {self.source}"
 
     @property
     def clusters(self) -> np.ndarray | None:
@@ -208,7 +209,7 @@ def _collect(findings: Findings, run: Run, model: str, by_seed: Sequence[Measure
         identity = run.workdir, protocol, task.title, model
         return [Result(*identity, *cell, seeds, tuple(seed[cell] for seed in cells), run.clusters) for cell in cells[0]]
 
-    of_data = results(run.protocol(floor), [measured.cells for measured in by_seed])
+    of_data = results(run.protocol, [measured.cells for measured in by_seed])
     findings.results.extend(result._replace(floor=floor) for result in of_data)
     protocol = f"{'binary ' * (floor > 0)}y drawn from the model, x of {run.source}"
     findings.simulated.extend(results(protocol, [measured.simulated for measured in by_seed]))
@@ -216,7 +217,7 @@ def _collect(findings: Findings, run: Run, model: str, by_seed: Sequence[Measure
     _warn(f"{model}, y drawn from it", len(seeds), [measured.simulated for measured in by_seed])
     for seed, measured in zip(seeds, by_seed, strict=True):
         if measured.code is not None:
-            identity = {"workdir": run.workdir, "protocol": run.protocol(floor), "column": task.title, "model": model}
+            identity = {"workdir": run.workdir, "protocol": run.protocol, "column": task.title, "model": model}
             findings.codes.append({**identity, "seed": seed, **diagnostics.summary(measured.code)})
 
 
@@ -282,9 +283,9 @@ def _open_runs(workdirs: Sequence[str], request: Request) -> list[Run]:
     firsts: dict[str, Run] = {}
     for run in runs:
         first = firsts.setdefault(run.task.title, run)
-        if (run.protocol(), run.fingerprint) != (first.protocol(), first.fingerprint):
+        if (run.protocol, run.fingerprint) != (first.protocol, first.fingerprint):
             raise UserError(
-                f"{first.workdir} ({first.protocol()}) and {run.workdir} ({run.protocol()}) are measured on different "
+                f"{first.workdir} ({first.protocol}) and {run.workdir} ({run.protocol}) are measured on different "
                 "data or targets, so their likelihoods cannot stand in one column; evaluate them one at a time"
             )
     few = request.num_examples or None

@@ -26,8 +26,8 @@ FEW = (
     f"{estimators.FEWEST_EFFECTIVE}, or half of them. A tail that was not drawn is not seen: no flag proves nothing."
 )
 GREY = (
-    "A cross-entropy compares models under this protocol alone. None falls below the floor, which is the entropy of "
-    "the targets themselves."
+    "A cross-entropy compares models under this protocol alone. None falls below its floor, which is the entropy of "
+    "the targets themselves: "
 )
 
 
@@ -212,7 +212,9 @@ def text(findings: Findings, settings: Ais) -> str:
 def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[str]:
     """Returns what the figures of the table mean."""
     compared = any(tables.rivals(result, results) for result in results)
-    protocols = "; ".join(sorted({result.protocol for result in results or everything}))
+    protocols = "; ".join(dict.fromkeys(result.protocol for result in results or everything))
+    by_column = {result.column: f"{result.floor:.1f} nats" for result in results if result.floor}
+    floors = ", ".join(f"{floor} of {column}" for column, floor in by_column.items())
     counts = sorted({len(result.estimates[0].value) for result in everything})
     clusters = {len(np.unique(result.clusters)) for result in everything if result.clusters is not None}
     over = (
@@ -235,7 +237,7 @@ def _explained(results: list[Result], everything: tuple[Result, ...]) -> list[st
         *([FEW] if few else []),
         *(["ELBO is a bound: the negative ELBO is too high, never too low."] if "elbo" in estimators_used else []),
         *(["A gain is paired by example; its row names what it is over."] if compared else []),
-        *([GREY] if any(result.floor for result in results) else []),
+        *([f"{GREY}{floors}."] if floors else []),
     ]
 
 

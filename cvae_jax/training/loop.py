@@ -96,7 +96,10 @@ def check_settings(stage: Stage, task: Task, counts: Sequence[int]) -> None:
         raise UserError(
             f"{stage.section}.objective.beta_steps={objective.beta_steps} is longer than the run of {num_steps} steps"
         )
-    step.make_optimizer(stage, counts)
+    try:
+        step.make_optimizer(stage, counts)
+    except UserError as error:  # begins with "optimizer."
+        raise UserError(f"{stage.section}.{error}") from None
     _check_select(stage, task)
 
 

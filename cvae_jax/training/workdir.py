@@ -171,16 +171,31 @@ def open_workdir(workdir: str, identity: Identity) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-def _check_same(path: pathlib.Path, identity: Identity) -> None:
-    """Raises where the workdir's run is another one: its settings, its data, its checkpoints."""
-    before, config = read_config(path), identity.config
-    saved, now = _settings(before), _settings(config)
+def check_config(workdir: str, config: ConfigDict, data_known: bool = True) -> None:
+    """Raises a UserError where a workdir holds a run of another config that has checkpoints.
+
+    Args:
+      workdir: the folder.
+      config: the one to go on with.
+      data_known: False before the data are loaded; a batch size, which they may lower, is not compared then.
+    """
+    path = pathlib.Path(workdir).expanduser()
+    if not any((path / "checkpoints").glob("*/*.sha256.json")):
+        return
+    saved, now = _settings(read_config(path)), _settings(config)
     differ = [key for key in {**saved, **now} if saved.get(key) != now.get(key) and not _may_change(key)]
+    differ = [key for key in differ if data_known or not key.endswith(".batch_size")]
     if differ:
         shown = ", ".join(f"{key}: {saved.get(key)} there, {now.get(key)} now" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UserError(f"workdir {path} holds a run of another config ({shown}{more}); choose another --workdir")
-    _check_stages(path, identity.task, saved, now)
+
+
+def _check_same(path: pathlib.Path, identity: Identity) -> None:
+    """Raises where the run of a workdir is another one: its settings, its data, its checkpoints."""
+    config = identity.config
+    check_config(str(path), config)
+    _check_stages(path, identity.task, _settings(read_config(path)), _settings(config))
     if read_fingerprint(path) not in ({}, identity.fingerprint):
         raise UserError(f"workdir {path} holds a run on other data; choose another --workdir")
     for stage in identity.task.stages:

@@ -298,7 +298,11 @@ def test_labels_are_checked_before_they_are_cast():
         ("image", np.full((3, 8, 8), -1), r"from -1 to -1, expected 0 to 255; scale them$"),
         ("image", np.full((3, 8, 8), 0.9).astype(np.uint8), "from 0 to 0, of 255: all but black; save floats in"),
         ("image", np.ones((3, 8, 8), int), "from 1 to 1, of 255: all but black; save floats in"),
-        ("image", np.zeros((3, 9, 8), np.uint8), "; make image_shape match the data$"),
+        (
+            "image",
+            np.zeros((3, 9, 8), np.uint8),
+            r"; make image_shape match the data: --config.image_shape='\(9, 8\)'$",
+        ),
         ("vector", np.zeros((3, 4)), r"vector is float32\[4\] .*float32\[5\]; save float32 \[n, 5\]$"),
         ("flag", np.zeros((3, 2), int), r"flag is int32\[2\] .*bool\[2\]; save bool \[n, 2\]$"),
     ],

@@ -94,5 +94,5 @@ def test_bad_files_are_refused_in_one_line(folder, spoil, message):
 
 
 def test_no_folder():
-    with pytest.raises(UserError, match="is not a folder; it should hold"):
+    with pytest.raises(UserError, match=r"is not a folder; set --config\.data\.dir=FOLDER"):
         load("")

@@ -21,7 +21,7 @@ from specs import load
 
 import cvae_jax
 from configs import mnist_class
-from cvae_jax import errors, parallel, trained
+from cvae_jax import data, errors, parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
 from cvae_jax.evaluation import Request, evaluate
@@ -458,6 +458,18 @@ def test_a_refused_run_changes_no_byte(small_run, tmp_path):
         cvae_jax.train(small_config(), str(tmp_path / "run"))
     assert [(tmp_path / "run" / name).read_bytes() for name in files] == before and spec
     assert not (tmp_path / "run" / workdir.DATA_FILE).exists()
+
+
+@pytest.mark.slow
+def test_a_forgotten_source_is_told_before_any_data_are_loaded(small_run, monkeypatch):
+    """Such as those that would be downloaded."""
+
+    def load(*arguments):
+        raise AssertionError("data are loaded")
+
+    monkeypatch.setattr(data, "load", load)
+    with pytest.raises(UserError, match=r"holds a run of another config \(data.source: digits there, mnist now\)"):
+        cvae_jax.train(small_config(**{"data.source": "mnist"}), str(small_run))
 
 
 @pytest.mark.slow
