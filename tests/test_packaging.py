@@ -64,9 +64,9 @@ def test_the_wheel_trains_in_an_empty_folder(installed, tmp_path):
     where = run(installed, tmp_path, "-c", "import cvae_jax; print(cvae_jax.__file__)")
     assert str(ROOT) not in where
     command = ("-m", "cvae_jax")
-    run(installed, tmp_path, *command, "train", "--config=digits_quadrants.py:1,smoke", "--workdir=run")
+    run(installed, tmp_path, *command, "train", "--config=digits_vae.py:smoke", "--workdir=run")
     table = run(installed, tmp_path, *command, "eval", "--workdir=run", "--num_examples=20")
-    assert "digits_quadrants cvae" in table
+    assert "digits_vae cvae" in table
     assert json.loads((tmp_path / "run" / "eval_test" / "results.json").read_text())["likelihoods"]
 
 

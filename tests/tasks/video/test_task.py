@@ -221,6 +221,7 @@ def test_dequantised_log_p_is_a_lower_bound_of_that_of_bytes():
     assert (np.abs(bound - closed) < 5 * error).all()
 
 
+@pytest.mark.slow
 def test_dequantised_videos_are_compared_and_shown_clean(monkeypatch):
     """Predictions that are the clean frames have no error, and the last known frame has that of a run without."""
     raw = random_bytes()
