@@ -17,7 +17,7 @@ def test_notebook(path, tmp_path, monkeypatch, capsys):
     names: dict = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            source = "".join(cell["source"]).replace("epochs = 10", "epochs = 1")
+            source = "".join(cell["source"]).replace("epochs = 10", "epochs = 2")
             source = source.replace('get_config("1")', 'get_config("1,smoke")')
             exec(compile(source, f"{path.name}: {source.splitlines()[0]}", "exec"), names)
     assert "gain of" in capsys.readouterr().out
