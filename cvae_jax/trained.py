@@ -126,8 +126,8 @@ class TrainedModel:
         if must := Whole(2).refuse(num_steps):
             raise UserError(f"num_steps={num_steps!r} must be {must}")
         fitted = self._recognising(stage)
-        batch, other = self.task.from_user(x, y), self.task.from_user(x, other_y)
-        start, end = _infer(fitted, batch)[0], _infer(fitted, other)[0]
+        batch, far = self.task.from_user(x, y), self.task.from_user(x, other_y)
+        start, end = _infer(fitted, batch)[0], _infer(fitted, far)[0]
         known = batch._replace(y=None)
         steps = [
             inference.decode(fitted, known, jax.tree.map(lambda a, b, share=share: a + (b - a) * share, start, end))
