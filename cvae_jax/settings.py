@@ -1,5 +1,6 @@
 """What a config's settings may be: kinds and limits, compared in one place."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,12 @@ WIDTH = 2**16  # of a layer: two such layers have 17 GB of weights between them
 SMALLEST = float(np.finfo(np.float32).tiny)  # what is smaller is 0 where float32 is computed with
 
 
-class Kind:
+class Kind(abc.ABC):
     """What a setting may be."""
 
+    @abc.abstractmethod
     def refuse(self, value: Any) -> str:
         """Returns what a value "must be", or "" where it is that already."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONG = (
     "training/test_loop.py",
     "test_command_line.py",
+    "training/test_workdir.py",
     "test_benchmarks.py",
     "test_packaging.py",
     "tasks/rna_boxes/test_task.py",

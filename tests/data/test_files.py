@@ -99,7 +99,7 @@ def archive(path, content, **entry):
     ],
 )
 def test_arrays_that_cannot_be(tmp_path, content, entry, expected):
-    """Whatever NumPy and zipfile raise: RuntimeError, NotImplementedError, OverflowError, RecursionError, ..."""
+    """Whatever NumPy and zipfile raise of such a file, the user reads one line."""
     assert expected in message_of(npz.read, archive(tmp_path / "train.npz", content, **entry))
 
 

@@ -1,12 +1,10 @@
 """The loop: resumed runs, damaged checkpoints, divergence, devices, and what a step does."""
 
-import contextlib
 import json
 import logging
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -16,16 +14,15 @@ import kill
 import numpy as np
 import pytest
 from command import ROOT
-from small_runs import forget_run, small_config, small_identity
+from small_runs import small_config
 from specs import load
 
 import cvae_jax
-from configs import mnist_class
-from cvae_jax import data, errors, parallel, trained
+from cvae_jax import parallel, trained
 from cvae_jax.data import buckets
 from cvae_jax.errors import DivergenceError, UserError
 from cvae_jax.evaluation import Request, evaluate
-from cvae_jax.training import epochs, loop, signals, step, workdir
+from cvae_jax.training import epochs, loop, step
 from cvae_jax.training import log as metrics
 from cvae_jax.training.checkpoints import Checkpoints
 
@@ -56,87 +53,6 @@ def test_an_interrupted_run_becomes_the_run_that_was_never_interrupted(tmp_path,
     cvae_jax.train(config, str(tmp_path / "cut"))
     assert rows > 16  # rows were written twice, and cut
     assert kill.fingerprint(tmp_path / "cut") == kill.fingerprint(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_at_the_end_of_the_epoch_and_leaves(tmp_path, monkeypatch, small_run, number, code):
-    config, write = small_config(**{"baseline.checkpoint_every": 100}), metrics.Log.write
-    handlers = [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)]
-
-    def write_and_signal(self, step, values, timings):
-        write(self, step, values, timings)
-        if values["epoch"] == 2:
-            os.kill(os.getpid(), number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics.Log, "write", write_and_signal)
-        with pytest.raises(errors.Interrupted, match=f"baseline: stopped by {number.name} after epoch 2") as stopped:
-            cvae_jax.train(config, str(tmp_path))
-    assert stopped.value.exit_code == code
-    assert [row["epoch"] for row in metrics.read(tmp_path)] == [1, 2]
-    assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps() == [metrics.read(tmp_path)[1]["step"]]
-    assert [signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)] == handlers
-    cvae_jax.train(config, str(tmp_path))
-    assert kill.fingerprint(tmp_path) == kill.fingerprint(small_run)
-
-
-@pytest.mark.slow
-def test_a_signal_between_two_looks_is_of_the_next_epoch(tmp_path, monkeypatch):
-    """What is said to be saved is: of a stop that comes while an epoch ends, the next epoch learns."""
-
-    class Late(signals.Stop):
-        looks = 0
-
-        @property
-        def signal(self):
-            Late.looks += 1
-            return signal.SIGTERM if Late.looks > 1 else None
-
-        @signal.setter
-        def signal(self, value):
-            pass
-
-    @contextlib.contextmanager
-    def deferred():
-        yield Late()
-
-    monkeypatch.setattr(signals, "deferred", deferred)
-    config = small_config(**{"baseline.checkpoint_every": 3, "baseline.epochs": 4})
-    with pytest.raises(errors.Interrupted, match="stopped by SIGTERM after epoch 2, which is saved"):
-        cvae_jax.train(config, str(tmp_path))
-    assert Checkpoints(tmp_path / "checkpoints" / "baseline").steps() == [2 * 40]
-
-
-@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.default_int_handler])
-def test_a_signal_that_is_ignored_stays_ignored(handler):
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        with signals.deferred() as stop:
-            signal.raise_signal(signal.SIGINT)
-            assert stop.signal == (None if handler == signal.SIG_IGN else signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) == handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_the_first_signal_says_what_happens(capfd):
-    with signals.deferred():
-        signal.raise_signal(signal.SIGTERM)
-    assert "stopping at the end of this epoch" in capfd.readouterr().err
-
-
-def test_a_second_signal_leaves_at_once():
-    with pytest.raises(SystemExit) as left, signals.deferred() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signal == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.sigtimedwait([], 5)
-    assert left.value.code == 143
-    with pytest.raises(KeyboardInterrupt), signals.deferred():
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        signal.sigtimedwait([], 5)
 
 
 @pytest.mark.slow
@@ -435,196 +351,12 @@ def test_own_images_of_any_kind_without_other_splits(tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_run_that_left_no_checkpoint_does_not_bind_its_workdir(tmp_path):
-    config = small_config(**{"baseline.optimizer.learning_rate": 1e6, "baseline.optimizer.weight_decay": 1e6})
-    with pytest.raises(DivergenceError):
-        cvae_jax.train(config, str(tmp_path))
-    cvae_jax.train(small_config(), str(tmp_path))
-    assert len(metrics.read(tmp_path)) == 8
-
-
-@pytest.mark.slow
-def test_a_refused_run_changes_no_byte(small_run, tmp_path):
-    """Though nothing else is left that says which data the checkpoints are of."""
-    shutil.copytree(small_run, tmp_path / "run")
-    (tmp_path / "run" / workdir.DATA_FILE).unlink()
-    spec = json.loads((tmp_path / "run" / workdir.SPEC_FILE).read_text())
-    files = ("config.json", workdir.SPEC_FILE, "metrics.jsonl")
-    before = [(tmp_path / "run" / name).read_bytes() for name in files]
-    manifest = next((tmp_path / "run" / "checkpoints" / "baseline").glob("*.sha256.json"))
-    content = json.loads(manifest.read_text())
-    for path in manifest.parent.glob("*.sha256.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "run": {**content["run"], "spec": "of others"}}))
-    with pytest.raises(UserError, match=r"checkpoint .*/baseline/160 is of another run, with other spec"):
-        cvae_jax.train(small_config(), str(tmp_path / "run"))
-    assert [(tmp_path / "run" / name).read_bytes() for name in files] == before and spec
-    assert not (tmp_path / "run" / workdir.DATA_FILE).exists()
-
-
-@pytest.mark.slow
-def test_a_forgotten_source_is_told_before_any_data_are_loaded(small_run, monkeypatch):
-    """Such as those that would be downloaded."""
-
-    def load(*arguments):
-        raise AssertionError("data are loaded")
-
-    monkeypatch.setattr(data, "load", load)
-    with pytest.raises(UserError, match=r"holds a run of another config \(data.source: digits there, mnist now\)"):
-        cvae_jax.train(small_config(**{"data.source": "mnist"}), str(small_run))
-
-
-@pytest.mark.slow
-def test_arrays_that_are_not_read_and_other_widths_are_the_same_data(tmp_path):
-    rng = np.random.default_rng(0)
-    image, label = rng.integers(0, 256, (40, 8, 8), np.uint8), rng.integers(0, 10, 40)
-    config = mnist_class.get_config("smoke")
-    config.data = {"source": "npz", "dir": str(tmp_path)}
-    config.cvae.update(epochs=1, hidden=(8,), figure_every=0)
-    for split in ("train", "valid", "test"):
-        np.savez(tmp_path / f"{split}.npz", image=image, label=label.astype(np.uint8))
-    cvae_jax.train(config, str(tmp_path / "run"))
-    for split in ("train", "valid", "test"):
-        np.savez(tmp_path / f"{split}.npz", image=image, label=label.astype(np.int64), age=rng.normal(size=40))
-    cvae_jax.train(config, str(tmp_path / "run"))
-    assert cvae_jax.load(str(tmp_path / "run")).stages
-
-
-@pytest.mark.slow
-def test_a_run_of_a_version_that_knew_fewer_keys_goes_on(small_run, tmp_path):
-    shutil.copytree(small_run, tmp_path / "run")
-    forget_run(tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    del config["control"], config["cvae"]["start_from"], config["baseline"]["start_from"]
-    path.write_text(json.dumps(config))
-    cvae_jax.load(str(tmp_path / "run"))
-    cvae_jax.train(small_config(measure_num_samples=7), str(tmp_path / "run"))  # how it is measured may change, too
-    assert kill.fingerprint(tmp_path / "run") == kill.fingerprint(small_run)
-
-
-@pytest.mark.slow
 def test_a_figure_that_cannot_be_written_is_no_reason_to_stop(tmp_path, caplog):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "training.png").symlink_to("/dev/full")
     cvae_jax.train(small_config(**{"baseline.epochs": 1, "cvae.epochs": 1}), str(tmp_path))
     assert "a figure cannot be written" in caplog.text and "No space left" in caplog.text
     assert cvae_jax.load(str(tmp_path)).stages[-1].name == "cvae"
-
-
-@pytest.mark.slow
-def test_other_data_are_refused(tmp_path):
-    _, splits = load(small_config())
-    for folder, shift in (("a", 0), ("b", 1)):
-        (tmp_path / folder).mkdir()
-        for split, arrays in splits.items():
-            np.savez(tmp_path / folder / f"{split}.npz", image=arrays["image"] // 2 + np.uint8(shift))
-    keys = {"data.source": "npz", "data.dir": str(tmp_path / "a"), "baseline.epochs": 1, "cvae.epochs": 1}
-    cvae_jax.train(small_config(**keys), str(tmp_path / "run"))
-    with pytest.raises(UserError, match="holds a run on other data"):
-        cvae_jax.train(small_config(**{**keys, "data.dir": str(tmp_path / "b")}), str(tmp_path / "run"))
-
-
-def test_a_workdir_has_one_owner(tmp_path):
-    identity = small_identity()
-    with (
-        workdir.open_workdir(str(tmp_path), identity),
-        pytest.raises(UserError, match="another process is training in workdir"),
-        workdir.open_workdir(str(tmp_path), identity),
-    ):
-        pass
-
-
-@pytest.mark.slow
-def test_damaged_files_of_a_workdir_are_one_line(small_run, tmp_path):
-    shutil.copytree(small_run, tmp_path / "run")
-    for name, spoil, message in (
-        ("config.json", lambda text: text[:50], "config.json is damaged"),
-        ("config.json", lambda text: "[]", "config.json is damaged"),
-        (
-            "config.json",
-            lambda text: text.replace('"latent": 4', '"latent": 6'),
-            "is of another run, with other settings",
-        ),
-        ("metrics.jsonl", lambda text: "{bad}\n" + text, "metrics.jsonl, line 1 is damaged"),
-    ):
-        path = tmp_path / "run" / name
-        text = path.read_text()
-        path.write_text(spoil(text))
-        with pytest.raises(UserError, match=message) as error:
-            cvae_jax.load(str(tmp_path / "run"))
-        assert "\n" not in str(error.value)
-        path.write_text(text)
-    forget_run(tmp_path / "run")
-    text = (tmp_path / "run" / "config.json").read_text()
-    (tmp_path / "run" / "config.json").write_text(text.replace('"latent": 4', '"latent": 6'))
-    with pytest.raises(UserError, match=r"does not fit config.json"):
-        cvae_jax.load(str(tmp_path / "run"))
-    (tmp_path / "run" / "config.json").write_text(text)
-    for manifest in (tmp_path / "run" / "checkpoints" / "cvae").glob("*.json"):
-        manifest.unlink()
-    with pytest.raises(UserError, match="manifests"):
-        cvae_jax.load(str(tmp_path / "run"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("num_seeds", "1"),
-        ("num_seeds", 1.0),
-        ("num_seeds", None),
-        ("num_seeds", -1),
-        ("seed", "0"),
-        ("seed", None),
-        ("seed", 2**31),
-        ("image_shape", None),
-        ("cvae.hidden", 5),
-        ("cvae.epochs", "4"),
-        ("cvae.epochs", None),
-        ("cvae.objective.beta", "x"),
-        ("cvae.objective.num_samples", None),
-        ("cvae.objective.free_bits", []),
-        ("cvae.objective.beta_steps", "x"),
-        ("cvae.optimizer.warmup_steps", None),
-        ("cvae.optimizer", 3),
-        ("cvae", None),
-        ("task", 7),
-        ("task", None),
-        ("a.b", {}),
-    ],
-)
-def test_a_config_of_wrong_types_is_one_line(small_run, tmp_path, key, value):
-    """Of an older version too, whose checkpoints do not know which config they are of."""
-    shutil.copytree(small_run, tmp_path / "run")
-    forget_run(tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    config = json.loads(path.read_text())
-    section, _, last = ("", "", key) if key == "a.b" else key.rpartition(".")
-    inner = config
-    for name in section.split(".") if section else ():
-        inner = inner[name]
-    inner[last] = value
-    path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"config\.json") as refusal:
-        cvae_jax.load(str(tmp_path / "run"))
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
-
-
-@pytest.mark.slow
-def test_a_workdir_of_another_config_is_refused_and_unharmed(small_run, tmp_path):
-    shutil.copytree(small_run, tmp_path, dirs_exist_ok=True)
-    before = kill.fingerprint(tmp_path)
-    with pytest.raises(UserError, match=r"cvae.latent: 4 there, 5 now"):
-        cvae_jax.train(small_config(**{"cvae.latent": 5}), str(tmp_path))
-    assert kill.fingerprint(tmp_path) == before
-    # Data may move: that changes no number.
-    cvae_jax.train(small_config(**{"data.dir": "/elsewhere"}), str(tmp_path))
-
-
-def test_an_unwritable_workdir_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to workdir"):
-        cvae_jax.train(small_config(), str(tmp_path / "file" / "workdir"))
 
 
 @pytest.mark.slow
